@@ -1,0 +1,2 @@
+//! nexus-collector
+fn main() {}

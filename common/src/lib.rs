@@ -1,0 +1,6 @@
+//! Nexus: an elastic GPU telemetry pipeline whose only coordinator, queue and hot store is etcd.
+//!
+//! Read downwards, each module may use the ones above it: [`limits`], [`model`].
+
+pub mod limits;
+pub mod model;

@@ -1,0 +1,2 @@
+//! nexus-gateway
+fn main() {}

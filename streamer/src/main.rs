@@ -1,0 +1,2 @@
+//! nexus-streamer
+fn main() {}
