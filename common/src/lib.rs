@@ -2,5 +2,9 @@
 //!
 //! Read downwards, each module may use the ones above it: [`limits`], [`model`].
 
+pub mod assign;
+pub mod etcd;
+pub mod keyspace;
 pub mod limits;
 pub mod model;
+pub mod runtime;

@@ -1,0 +1,291 @@
+//! List, then watch. Every failure is an arrow back to one of the two.
+//!
+//! [`Feed`] is the state machine, without I/O; [`follow`] drives it.
+
+use std::time::Duration;
+
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    client::{Entry, Etcd, RangeRead, within},
+    error::Error,
+};
+use crate::keyspace::KeyRange;
+
+/// Largest watch answer that is decoded: etcd may batch a thousand revisions into one.
+const WATCH_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How often a quiet watch is asked whether it lives, and how long it may stay silent.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// One key changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Written.
+    Put(Entry),
+    /// Deleted, at this revision.
+    Delete(Vec<u8>, i64),
+}
+
+/// What a follower is told, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Everything there is, at one revision. After the first one: changes in between were
+    /// missed, forget what you knew.
+    Snapshot {
+        /// The revision.
+        revision: i64,
+        /// All keys of the range.
+        entries: Vec<Entry>,
+    },
+    /// What changed up to `revision`; never part of a revision.
+    Changes {
+        /// The last revision in it.
+        revision: i64,
+        /// In the order of their revisions.
+        changes: Vec<Change>,
+    },
+    /// Nothing changed; the watch lives.
+    Alive,
+}
+
+/// What to do after a message.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Tell the follower.
+    Emit(Event),
+    /// Wait for the next message.
+    Wait,
+    /// Open the watch again, behind the last revision that was told.
+    Resume,
+    /// List again: history was lost.
+    List,
+}
+
+/// The state between messages.
+#[derive(Debug, Default)]
+struct Feed {
+    /// Last revision told to the follower in full.
+    applied: i64,
+    /// Changes of a revision that etcd sent in fragments.
+    partial: Vec<Change>,
+}
+
+/// A watch answer, as far as the state machine cares.
+#[derive(Debug, Default)]
+struct Message {
+    changes: Vec<Change>,
+    fragment: bool,
+    canceled: bool,
+    compacted: bool,
+}
+
+impl Feed {
+    fn listed(revision: i64) -> Self {
+        Self { applied: revision, partial: Vec::new() }
+    }
+
+    fn on(&mut self, message: Message) -> Step {
+        if message.canceled {
+            self.partial.clear();
+            return if message.compacted { Step::List } else { Step::Resume };
+        }
+        // After a reconnect, and from some versions of etcd in any case, old events may come.
+        let applied = self.applied;
+        self.partial.extend(message.changes.into_iter().filter(|c| revision(c) > applied));
+        if message.fragment {
+            return Step::Wait;
+        }
+        let changes = std::mem::take(&mut self.partial);
+        let Some(last) = changes.iter().map(revision).max() else {
+            return Step::Emit(Event::Alive);
+        };
+        self.applied = last;
+        Step::Emit(Event::Changes { revision: last, changes })
+    }
+
+    fn interrupted(&mut self) {
+        self.partial.clear();
+    }
+}
+
+fn revision(change: &Change) -> i64 {
+    match change {
+        Change::Put(entry) => entry.mod_revision,
+        Change::Delete(_, revision) => *revision,
+    }
+}
+
+impl Message {
+    fn from(answer: &WatchResponse) -> Self {
+        let change = |event: &etcd_client::Event| {
+            let kv = event.kv()?;
+            Some(match event.event_type() {
+                EventType::Put => Change::Put(Entry::from(kv.clone())),
+                EventType::Delete => Change::Delete(kv.key().to_vec(), kv.mod_revision()),
+            })
+        };
+        Self {
+            changes: answer.events().iter().filter_map(change).collect(),
+            fragment: answer.0.fragment,
+            canceled: answer.canceled(),
+            compacted: answer.compact_revision() > 0
+                || answer.cancel_reason().contains("compacted"),
+        }
+    }
+}
+
+/// Lists `range`, then follows it, telling `tell` until `stop` or the receiver is gone.
+///
+/// Only for ranges of tiny keys. The channel's bound is the back-pressure: while the follower
+/// does not take, nothing is read from etcd.
+pub async fn follow(
+    etcd: Etcd,
+    range: KeyRange,
+    tell: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
+    let work = async {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match list_and_watch(&etcd, &range, &tell).await {
+                Ok(()) => return,
+                Err(e) => {
+                    let key = String::from_utf8_lossy(&range.start).into_owned();
+                    tracing::warn!(key, error = %e, "watch interrupted, listing again");
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Returns `Ok` when nobody listens any more.
+async fn list_and_watch(
+    etcd: &Etcd,
+    range: &KeyRange,
+    tell: &mpsc::Sender<Event>,
+) -> Result<(), Error> {
+    let listing = etcd.range(range, RangeRead::default()).await?;
+    let mut feed = Feed::listed(listing.revision);
+    let snapshot = Event::Snapshot { revision: listing.revision, entries: listing.entries };
+    if tell.send(snapshot).await.is_err() {
+        return Ok(());
+    }
+    let mut last_error = None;
+    // A plain interruption resumes; five in a row without a message mean that listing is due.
+    for _ in 0..5 {
+        let mut stream = match open(etcd, range, feed.applied + 1).await {
+            Ok(stream) => stream,
+            Err(e) => {
+                last_error = Some(e);
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        match drain(&mut stream, &mut feed, tell).await {
+            Step::List => {
+                let attempt = "watch".to_owned();
+                return Err(Error::Compacted { attempt, revision: feed.applied });
+            }
+            Step::Wait => return Ok(()),
+            _ => feed.interrupted(),
+        }
+    }
+    Err(last_error.unwrap_or(Error::Timeout { attempt: "watch".to_owned(), after: SILENCE_MAX }))
+}
+
+async fn open(etcd: &Etcd, range: &KeyRange, from: i64) -> Result<WatchStream, Error> {
+    let options =
+        WatchOptions::new().with_range(range.end.clone()).with_start_revision(from).with_fragment();
+    let mut client = etcd.watch_channel().watch_client().max_decoding_message_size(WATCH_BYTES_MAX);
+    let attempt = "open a watch";
+    within(SILENCE_MAX, attempt, client.watch(range.start.clone(), Some(options))).await
+}
+
+/// Reads the stream until it must be opened again (`Resume`), the range listed again (`List`),
+/// or nobody listens (`Wait`).
+async fn drain(stream: &mut WatchStream, feed: &mut Feed, tell: &mpsc::Sender<Event>) -> Step {
+    let mut heard = Instant::now();
+    loop {
+        let step = match timeout(ASK_EVERY, stream.message()).await {
+            Ok(Ok(Some(answer))) => {
+                heard = Instant::now();
+                feed.on(Message::from(&answer))
+            }
+            Ok(Ok(None) | Err(_)) => return Step::Resume,
+            Err(_) if heard.elapsed() > SILENCE_MAX => return Step::Resume,
+            Err(_) => match timeout(ASK_EVERY, stream.request_progress()).await {
+                Ok(Ok(())) => Step::Wait,
+                _ => return Step::Resume,
+            },
+        };
+        match step {
+            Step::Wait => {}
+            Step::Emit(event) => {
+                if tell.send(event).await.is_err() {
+                    return Step::Wait;
+                }
+            }
+            Step::Resume | Step::List => return step,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn put(key: &str, revision: i64) -> Change {
+        Change::Put(Entry {
+            key: key.into(),
+            value: Bytes::new(),
+            create_revision: 1,
+            mod_revision: revision,
+            lease: 0,
+        })
+    }
+
+    fn message(changes: Vec<Change>) -> Message {
+        Message { changes, ..Message::default() }
+    }
+
+    #[test]
+    fn changes_are_told_once_and_in_whole_revisions() {
+        let mut feed = Feed::listed(10);
+        let fragment = Message { fragment: true, ..message(vec![put("a", 11)]) };
+        assert_eq!(feed.on(fragment), Step::Wait);
+        let whole = Event::Changes { revision: 11, changes: vec![put("a", 11), put("b", 11)] };
+        assert_eq!(feed.on(message(vec![put("b", 11)])), Step::Emit(whole));
+        assert_eq!(feed.on(message(vec![put("a", 11)])), Step::Emit(Event::Alive));
+    }
+
+    #[test]
+    fn an_interrupted_fragment_is_asked_for_again() {
+        let mut feed = Feed::listed(10);
+        feed.on(Message { fragment: true, ..message(vec![put("a", 11)]) });
+        feed.interrupted();
+        let whole = Event::Changes { revision: 11, changes: vec![put("a", 11)] };
+        assert_eq!(feed.on(message(vec![put("a", 11)])), Step::Emit(whole));
+    }
+
+    #[test]
+    fn a_compacted_watch_lists_and_another_cancel_resumes() {
+        let mut feed = Feed::listed(10);
+        let canceled = |compacted| Message { canceled: true, compacted, ..Message::default() };
+        assert_eq!(feed.on(canceled(true)), Step::List);
+        assert_eq!(feed.on(canceled(false)), Step::Resume);
+    }
+}

@@ -1,0 +1,14 @@
+//! The keyspace: what stands where in etcd. Reading [`Key`] is reading the data model.
+//!
+//! Keys are readable text below one root; ids are validated, never escaped. Control values are
+//! JSON; only messages and blocks are binary ([`crate::block`]).
+
+mod key;
+mod value;
+
+pub use key::{BlockName, ClaimItem, Key, KeyError, KeyRange, Keyspace, KeyspaceError};
+pub use value::{
+    Claimant, ClusterRecord, CommitSummary, Config, Cursor, DeadLetter, FileRange, Floor,
+    GpuRecord, HostRecord, Instance, InstanceState, LaneMove, Progress, Replay, Retired, Source,
+    SourceKind, ValueError, from_json, to_json,
+};

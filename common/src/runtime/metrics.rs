@@ -1,0 +1,214 @@
+//! What a process tells about itself, in Prometheus' terms.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::{
+    etcd::{Error, Fate, Outcome},
+    model::{InstanceId, Role},
+};
+
+/// Content type of [`Metrics::encode`]: OpenMetrics text.
+pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Which kind of transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OpLabel {
+    /// enqueue, commit, merge, retire.
+    pub op: &'static str,
+}
+
+/// Which kind of transaction, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabel {
+    /// enqueue, commit, merge, retire.
+    pub op: &'static str,
+    /// ok, fenced, stale, undecided, refused.
+    pub result: &'static str,
+}
+
+/// Rows by what became of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RowLabel {
+    result: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabel {
+    role: &'static str,
+    instance: String,
+    version: &'static str,
+}
+
+/// Figures that the instance's key shows, and metrics that `/metrics` shows.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Claims held now.
+    pub claims: AtomicI64,
+    /// Rows handled since the start.
+    pub rows: AtomicU64,
+    /// Samples handled since the start.
+    pub samples: AtomicU64,
+    /// Messages known to be waiting.
+    pub backlog: AtomicU64,
+    /// Age of the oldest of them, in milliseconds.
+    pub lag_ms: AtomicU64,
+}
+
+/// All metrics of a process.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    /// What the instance's key shows.
+    pub figures: Figures,
+    rows: Family<RowLabel, Counter>,
+    samples: Counter,
+    bytes: Counter,
+    txns: Family<ResultLabel, Counter>,
+    txn_seconds: Family<OpLabel, Histogram>,
+    claims: Gauge,
+    backlog: Gauge,
+    lag: Gauge<f64, AtomicU64>,
+    /// Sessions that ended before they were closed.
+    pub sessions_lost: Counter,
+    /// Seconds spent waiting because the queue was too deep or etcd too full.
+    pub backpressure_seconds: Counter<f64, AtomicU64>,
+    /// Part of etcd's space quota in use, 0 to 1.
+    pub database_fill: Gauge<f64, AtomicU64>,
+    /// Messages set aside as undecodable.
+    pub dead_letters: Counter,
+}
+
+impl Metrics {
+    /// The metrics of one process.
+    pub fn new(role: Role, instance: &InstanceId) -> Self {
+        let mut registry = Registry::with_prefix("nexus");
+        let build = Family::<BuildLabel, Gauge>::default();
+        let label = BuildLabel {
+            role: role.as_str(),
+            instance: instance.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        build.get_or_create(&label).set(1);
+        registry.register("build_info", "The running program", build);
+        let metrics = Self {
+            figures: Figures::default(),
+            rows: Family::default(),
+            samples: Counter::default(),
+            bytes: Counter::default(),
+            txns: Family::default(),
+            // 0.5 ms to 16 s: from etcd's best put to a request's time-out and its repetition.
+            txn_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+            }),
+            claims: Gauge::default(),
+            backlog: Gauge::default(),
+            lag: Gauge::default(),
+            sessions_lost: Counter::default(),
+            backpressure_seconds: Counter::default(),
+            database_fill: Gauge::default(),
+            dead_letters: Counter::default(),
+            registry: Mutex::new(registry),
+        };
+        metrics.register_all();
+        metrics
+    }
+
+    fn register_all(&self) {
+        self.with_registry(|r| {
+            r.register("rows", "Rows read from sources, by result", self.rows.clone());
+            r.register("samples", "Samples moved", self.samples.clone());
+            r.register("bytes", "Bytes of messages or blocks written", self.bytes.clone());
+            r.register("txn", "Transactions by kind and result", self.txns.clone());
+            r.register(
+                "txn_seconds",
+                "Time until a transaction was decided",
+                self.txn_seconds.clone(),
+            );
+            r.register("claims", "Claims held", self.claims.clone());
+            r.register("backlog_messages", "Messages known to be waiting", self.backlog.clone());
+            r.register(
+                "lag_seconds",
+                "Age of the oldest waiting message, or of a view",
+                self.lag.clone(),
+            );
+            r.register("session_lost", "Sessions lost", self.sessions_lost.clone());
+            r.register(
+                "backpressure_seconds",
+                "Time spent waiting for room",
+                self.backpressure_seconds.clone(),
+            );
+            r.register(
+                "db_fill_ratio",
+                "Part of etcd's space quota in use",
+                self.database_fill.clone(),
+            );
+            r.register(
+                "dead_letters",
+                "Messages set aside as undecodable",
+                self.dead_letters.clone(),
+            );
+        });
+    }
+
+    /// Adds metrics of one role.
+    pub fn with_registry(&self, add: impl FnOnce(&mut Registry)) {
+        if let Ok(mut registry) = self.registry.lock() {
+            add(&mut registry);
+        }
+    }
+
+    /// Counts rows; `result` is `accepted` or the reason of a rejection.
+    pub fn count_rows(&self, result: &str, rows: u64) {
+        self.figures.rows.fetch_add(rows, Relaxed);
+        self.rows.get_or_create(&RowLabel { result: result.to_owned() }).inc_by(rows);
+    }
+
+    /// Counts samples moved and the bytes written for them.
+    pub fn count_samples(&self, samples: u64, bytes: u64) {
+        self.figures.samples.fetch_add(samples, Relaxed);
+        self.samples.inc_by(samples);
+        self.bytes.inc_by(bytes);
+    }
+
+    /// Counts a transaction that began at `started`.
+    pub fn count_txn(&self, op: &'static str, started: Instant, result: Result<&Outcome, &Error>) {
+        let word = match result {
+            Ok(Outcome::Committed { .. }) => "ok",
+            Ok(Outcome::Fenced) => "fenced",
+            Ok(Outcome::Stale) => "stale",
+            Err(error) if error.fate() == Fate::Unknown => "undecided",
+            Err(_) => "refused",
+        };
+        self.txns.get_or_create(&ResultLabel { op, result: word }).inc();
+        self.txn_seconds.get_or_create(&OpLabel { op }).observe(started.elapsed().as_secs_f64());
+    }
+
+    /// Everything, as OpenMetrics text.
+    pub fn encode(&self) -> String {
+        self.claims.set(self.figures.claims.load(Relaxed));
+        self.backlog.set(i64::try_from(self.figures.backlog.load(Relaxed)).unwrap_or(i64::MAX));
+        self.lag.set(self.figures.lag_ms.load(Relaxed) as f64 / 1000.0);
+        let mut text = String::new();
+        if let Ok(registry) = self.registry.lock() {
+            // Writing to a String cannot fail.
+            let _ = encode(&mut text, &registry);
+        }
+        text
+    }
+}

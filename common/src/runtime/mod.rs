@@ -1,0 +1,15 @@
+//! What every process has: configuration, logs, metrics, shutdown, a session's life, and a pool
+//! of claimed work.
+
+mod config;
+mod endpoint;
+mod logging;
+mod metrics;
+mod pool;
+mod process;
+
+pub use config::{CommonArgs, LogFormat, parse_args};
+pub use endpoint::{Health, health_routes, serve};
+pub use metrics::{Figures, METRICS_CONTENT_TYPE, Metrics, OpLabel, ResultLabel};
+pub use pool::{Work, work_on};
+pub use process::{Life, Process, run};
