@@ -49,15 +49,17 @@ pub struct BlockName {
     pub ordinal: u32,
     /// Samples in it.
     pub samples: u64,
+    /// Size of its value, in bytes.
+    pub bytes: u64,
 }
 
 impl fmt::Display for BlockName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bucket, cluster, host, partition, commit, ordinal, samples, .. } = self;
+        let Self { bucket, cluster, host, partition, commit, ordinal, samples, bytes, .. } = self;
         let (start, end) = (self.start.as_millis(), self.end.as_millis());
         write!(
             f,
-            "{bucket}/{cluster}/{host}/{start:013}-{end:013}-{partition}.{commit}.{ordinal}-{samples}"
+            "{bucket}/{cluster}/{host}/{start:013}-{end:013}-{partition}.{commit}.{ordinal}-{samples}-{bytes}"
         )
     }
 }
@@ -74,7 +76,7 @@ impl FromStr for BlockName {
             return Err(fail());
         }
         let fields: Vec<&str> = tail.split(['-', '.']).collect();
-        let [start, end, partition, commit, ordinal, samples] = fields[..] else {
+        let [start, end, partition, commit, ordinal, samples, bytes] = fields[..] else {
             return Err(fail());
         };
         let millis = |t: &str| {
@@ -90,6 +92,7 @@ impl FromStr for BlockName {
             commit: commit.parse().map_err(|_| fail())?,
             ordinal: ordinal.parse().map_err(|_| fail())?,
             samples: samples.parse().map_err(|_| fail())?,
+            bytes: bytes.parse().map_err(|_| fail())?,
         };
         if name.to_string() == text { Ok(name) } else { Err(fail()) }
     }
@@ -120,7 +123,7 @@ pub enum Key {
     Host(ClusterId, HostName),
     /// `clusters/{cluster}/hosts/{host}/gpus/{gpu}`. JSON [`super::GpuRecord`].
     Gpu(ClusterId, HostName, GpuId),
-    /// `blocks/{bucket}/{cluster}/{host}/{start}-{end}-{origin}-{samples}`: a block. Binary.
+    /// `blocks/{bucket}/{cluster}/{host}/{start}-{end}-{origin}-{samples}-{bytes}`: a block. Binary.
     Block(BlockName),
     /// `retention/floor`: first bucket that is kept. JSON-free text [`super::Floor`].
     Floor,
@@ -192,6 +195,9 @@ impl FromStr for Keyspace {
 }
 
 impl Keyspace {
+    /// Behind the last sequence number a lane can have: sixteen digits.
+    pub const SEQ_END: u64 = 9_999_999_999_999_999;
+
     /// The root with its closing slash.
     pub fn root(&self) -> &str {
         &self.root
@@ -340,6 +346,7 @@ mod tests {
                     commit,
                     ordinal,
                     samples,
+                    bytes: samples / 2,
                 }
             })
     }

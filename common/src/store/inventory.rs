@@ -1,0 +1,95 @@
+//! Clusters, hosts and GPUs that were seen. Written before the commit that brings their first
+//! samples, so that whatever has samples is in the inventory.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use tokio::sync::Mutex;
+
+use crate::{
+    etcd::{Error, Etcd, RangeRead},
+    keyspace::{ClusterRecord, GpuRecord, HostRecord, Key, from_json, to_json},
+    limits::TXN_OPS_MAX,
+    model::{ClusterId, Gpu, HostName, Timestamp},
+};
+
+/// What a process has seen or written of the inventory: a description is written once, and
+/// again when it changes.
+pub struct Inventory {
+    etcd: Etcd,
+    known: Mutex<HashMap<String, Option<GpuRecord>>>,
+}
+
+impl Inventory {
+    /// Reads what is known already.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn open(etcd: Etcd) -> Result<Self, Error> {
+        let range = etcd.keyspace().prefix("clusters/");
+        let mut known = HashMap::new();
+        for entry in etcd.range(&range, RangeRead::default()).await?.entries {
+            let record = match etcd.keyspace().parse(&entry.key) {
+                Ok(Key::Gpu(..)) => from_json::<GpuRecord>(&entry.key, &entry.value).ok(),
+                _ => None,
+            };
+            known.insert(String::from_utf8_lossy(&entry.key).into_owned(), record);
+        }
+        Ok(Self { etcd, known: Mutex::new(known) })
+    }
+
+    /// Makes sure that a host and its GPUs are described as `gpus` says.
+    ///
+    /// # Errors
+    /// When etcd does not answer: nothing of it is then taken for written.
+    pub async fn describe(
+        &self,
+        cluster: &ClusterId,
+        host: &HostName,
+        gpus: &[Gpu],
+    ) -> Result<(), Error> {
+        let now = Timestamp::now();
+        let keyspace = self.etcd.keyspace();
+        let mut known = self.known.lock().await;
+        let parents = [
+            (
+                keyspace.key(&Key::Cluster(cluster.clone())),
+                to_json(&ClusterRecord { created_at: now }),
+            ),
+            (
+                keyspace.key(&Key::Host(cluster.clone(), host.clone())),
+                to_json(&HostRecord { created_at: now }),
+            ),
+        ];
+        for parent in parents {
+            if let Entry::Vacant(unknown) = known.entry(parent.0.clone()) {
+                // Whoever is first says since when; that it exists already is as good.
+                self.etcd.create(&[parent]).await?;
+                unknown.insert(None);
+            }
+        }
+        let mut changed = Vec::new();
+        for gpu in gpus {
+            let key = keyspace.key(&Key::Gpu(cluster.clone(), host.clone(), gpu.id.clone()));
+            let record = GpuRecord::of(gpu, now);
+            if known.get(&key).and_then(Option::as_ref).is_none_or(|old| !old.describes_as(&record))
+            {
+                changed.push((key, record));
+            }
+        }
+        for part in changed.chunks(TXN_OPS_MAX) {
+            let puts: Vec<_> = part.iter().map(|(k, r)| (k.clone(), to_json(r))).collect();
+            self.etcd.describe(&puts).await?;
+            known.extend(part.iter().map(|(k, r)| (k.clone(), Some(r.clone()))));
+        }
+        Ok(())
+    }
+}
+
+impl GpuRecord {
+    /// Whether two records say the same of the GPU, whenever they were written.
+    fn describes_as(&self, other: &GpuRecord) -> bool {
+        let mut same_time = other.clone();
+        same_time.updated_at = self.updated_at;
+        *self == same_time
+    }
+}

@@ -1,0 +1,184 @@
+//! For tests of every crate: a real etcd, started as a child on free loopback ports.
+//!
+//! A missing etcd is a failure, not a skipped test.
+
+// Tests may panic, and this is only compiled for them.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    etcd::{Etcd, EtcdConfig, Session},
+    keyspace::{Config, Keyspace},
+    model::{InstanceId, Role},
+    runtime::{CommonArgs, Health, Life, LogFormat, Metrics, Process},
+};
+
+/// An etcd of our own. Killed when dropped; its data goes with it.
+pub struct TestEtcd {
+    child: Child,
+    data: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    flags: Vec<String>,
+}
+
+impl TestEtcd {
+    /// Starts one and waits until it answers.
+    pub fn start() -> Self {
+        Self::with_flags(&[])
+    }
+
+    /// Starts one with further flags.
+    pub fn with_flags(flags: &[&str]) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let (client_port, peer_port) = (free_port(), free_port());
+        let flags: Vec<String> = flags.iter().map(|&f| f.to_owned()).collect();
+        let child = spawn(data.path(), client_port, peer_port, &flags);
+        let etcd = Self { child, data, client_port, peer_port, flags };
+        etcd.wait_until_healthy();
+        etcd
+    }
+
+    /// Kills it without warning; its data stays.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on the same data and ports.
+    pub fn restart(&mut self) {
+        self.child = spawn(self.data.path(), self.client_port, self.peer_port, &self.flags);
+        self.wait_until_healthy();
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// Runs etcdctl against it and returns what it printed.
+    pub fn etcdctl(&self, args: &[&str]) -> String {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.endpoint()))
+            .args(args)
+            .output()
+            .expect("etcdctl is needed by the tests: apt-get install etcd-client");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "etcdctl {args:?}: {output:?}");
+        text
+    }
+
+    /// A handle to it.
+    pub async fn connect(&self) -> Etcd {
+        let config = EtcdConfig {
+            endpoints: vec![self.endpoint()],
+            keyspace: Keyspace::default(),
+            request_timeout: Duration::from_secs(3),
+        };
+        Etcd::connect(config).await.unwrap()
+    }
+
+    /// A process of `role` named `name`, with a session of `ttl_seconds`, as `run` would make it.
+    pub async fn life(&self, role: Role, name: &str, ttl_seconds: i64) -> Life {
+        let process = self.process(role, name, ttl_seconds).await;
+        let config: Config = process.enter_keyspace().await.unwrap().unwrap();
+        let opened =
+            Session::open(&process.etcd, role, process.instance.clone(), ttl_seconds).await;
+        Life { process, config, session: Arc::new(opened.unwrap()) }
+    }
+
+    /// A process of `role` without a session.
+    pub async fn process(&self, role: Role, name: &str, ttl_seconds: i64) -> Process {
+        let instance = InstanceId::new(name).unwrap();
+        let args = CommonArgs {
+            etcd_endpoints: vec![self.endpoint()],
+            root: Keyspace::default(),
+            cluster_id: "local-cluster".parse().unwrap(),
+            lease_ttl_seconds: ttl_seconds,
+            partitions: 8,
+            bucket_seconds: 3600,
+            log_level: "info".to_owned(),
+            log_format: LogFormat::Text,
+        };
+        Process {
+            args: Arc::new(args),
+            role,
+            etcd: self.connect().await,
+            metrics: Arc::new(Metrics::new(role, &instance)),
+            instance,
+            health: Arc::new(Health::default()),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    fn wait_until_healthy(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let healthy = Command::new("etcdctl")
+                .env("ETCDCTL_API", "3")
+                .arg(format!("--endpoints={}", self.endpoint()))
+                .args(["endpoint", "health", "--command-timeout=2s"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .expect("etcdctl is needed by the tests: apt-get install etcd-client");
+            if healthy.success() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "etcd did not become healthy within 30 s");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for TestEtcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that nobody listened on a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until `condition` holds, and fails with `what` after `within`.
+pub async fn eventually<F>(what: &str, within: Duration, mut condition: impl FnMut() -> F)
+where
+    F: Future<Output = bool>,
+{
+    let deadline = Instant::now() + within;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn spawn(data: &std::path::Path, client_port: u16, peer_port: u16, flags: &[String]) -> Child {
+    let client = format!("http://127.0.0.1:{client_port}");
+    let peer = format!("http://127.0.0.1:{peer_port}");
+    Command::new("etcd")
+        .arg(format!("--data-dir={}", data.join("data").display()))
+        .arg(format!("--listen-client-urls={client}"))
+        .arg(format!("--advertise-client-urls={client}"))
+        .arg(format!("--listen-peer-urls={peer}"))
+        .arg(format!("--initial-advertise-peer-urls={peer}"))
+        .arg(format!("--initial-cluster=default={peer}"))
+        .args(["--logger=zap", "--log-level=error", "--snapshot-count=2000"])
+        .args(flags)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("etcd is needed by the tests: apt-get install etcd-server")
+}
