@@ -1,9 +1,13 @@
 //! Nexus: an elastic GPU telemetry pipeline whose only coordinator, queue and hot store is etcd.
 //!
-//! Read downwards, each module may use the ones above it: [`limits`], [`model`].
+//! The data flows [`queue`] to [`store`]; both rest on [`etcd`]'s guarded commit, [`keyspace`]
+//! says what stands where, [`mod@block`] how samples travel and rest, [`model`] what they are, and
+//! [`runtime`] is what a process is made of. `common/examples/elastic_worker.rs` shows how to
+//! write a worker of one's own.
 
 pub mod assign;
 pub mod audit;
+pub mod block;
 pub mod etcd;
 pub mod keyspace;
 pub mod limits;

@@ -34,6 +34,15 @@ pub const SECTION_SAMPLES_MAX: usize = 1 << 20;
 pub const SECTION_SERIES_MAX: usize = 1 << 16;
 /// Most GPUs (or MIG instances) one host's section may name.
 pub const SECTION_GPUS_MAX: usize = 1 << 12;
+/// Longest text that describes a GPU (model, driver, ...), in bytes: DCGM's own are below 100.
+pub const GPU_TEXT_BYTES_MAX: usize = 256;
+/// Largest dictionary of a section before compression, in bytes: what a decompressor may be made
+/// to allocate. Text that repeats stands once, so [`SECTION_SERIES_MAX`] label sets fit.
+pub const DICTIONARY_BYTES_MAX: usize = 4 << 20;
+/// Most bytes of text a dictionary may unfold to, 16 more for each text: a label or a model is
+/// written once and may be named by every series or GPU, so the size before unfolding does not
+/// bound the one after. Enough for [`SECTION_SERIES_MAX`] sets of eight usual labels.
+pub const DICTIONARY_TEXT_BYTES_MAX: usize = 32 << 20;
 
 /// Most block puts in one commit: with the lanes below it stays within a transaction.
 pub const COMMIT_BLOCKS_MAX: usize = 96;
