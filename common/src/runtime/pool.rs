@@ -52,14 +52,14 @@ struct Running {
     busy: Arc<AtomicBool>,
 }
 
-/// Works on `items` (all of one kind, whose claims lie below `claims/{kind}/`) until the process
-/// shall stop or the session is lost; then everything is given back.
+/// Works on `items` (all of one kind, whose claims begin with `claims`, such as
+/// `claims/partitions/`) until the process shall stop or the session is lost; then everything is given back.
 ///
 /// `work` runs once for each claim. When it returns, the claim is released; if the item is
 /// still there, it will be claimed again.
 pub async fn work_on<F>(
     life: &Life,
-    kind: &str,
+    claims: &str,
     items: watch::Receiver<BTreeSet<ClaimItem>>,
     work: impl Fn(Work) -> F,
 ) where
@@ -68,7 +68,7 @@ pub async fn work_on<F>(
     let stop = life.process.stop.child_token();
     let lost = life.session.lost().clone();
     let watches = stop.child_token();
-    let mut pool = Pool::new(life, kind, items);
+    let mut pool = Pool::new(life, claims, items);
     let (mut members, mut claims) = pool.follow(&watches);
     let mut tick = interval(TICK);
     let mut reconcile = interval(RECONCILE_EVERY);
@@ -101,14 +101,15 @@ struct Pool<'a> {
     rests_until: BTreeMap<ClaimItem, Instant>,
     running: BTreeMap<ClaimItem, Running>,
     running_tasks: JoinSet<Claim>,
+    counted: i64,
 }
 
 impl<'a> Pool<'a> {
-    fn new(life: &'a Life, kind: &str, items: watch::Receiver<BTreeSet<ClaimItem>>) -> Self {
+    fn new(life: &'a Life, claims: &str, items: watch::Receiver<BTreeSet<ClaimItem>>) -> Self {
         Self {
             life,
             me: life.process.instance.clone(),
-            claims_prefix: format!("claims/{kind}/"),
+            claims_prefix: claims.to_owned(),
             items,
             members: BTreeSet::new(),
             owners: BTreeMap::new(),
@@ -117,6 +118,7 @@ impl<'a> Pool<'a> {
             rests_until: BTreeMap::new(),
             running: BTreeMap::new(),
             running_tasks: JoinSet::new(),
+            counted: 0,
         }
     }
 
@@ -251,7 +253,14 @@ impl<'a> Pool<'a> {
         for item in wanted {
             self.take(item, work).await;
         }
-        self.life.process.metrics.figures.claims.store(self.running.len() as i64, Relaxed);
+        self.count_claims();
+    }
+
+    /// Several pools of a process share one figure.
+    fn count_claims(&mut self) {
+        let held = self.running.len() as i64;
+        self.life.process.metrics.figures.claims.fetch_add(held - self.counted, Relaxed);
+        self.counted = held;
     }
 
     async fn take<F>(&mut self, item: ClaimItem, work: &impl Fn(Work) -> F)
