@@ -353,6 +353,49 @@ fn merging_unites_by_identity_and_believes_the_last_description() {
     assert_eq!(merge(vec![one(1, 0, "1"), stranger]), None);
 }
 
+/// Samples that make use of most of what the format has: packed UUIDs and a MIG instance, label
+/// sets in a compressed dictionary, columns of each kind and scale, each kind of integers.
+fn golden() -> HostSamples {
+    let uuid = "GPU-01234567-89ab-cdef-0123-456789abcdef";
+    let mut mig = gpu(0, &format!("{uuid}:1"));
+    mig.uuid = uuid.to_owned();
+    mig.mig_profile = "1g.10gb".to_owned();
+    let labels = Labels::new([("device", "sda"), ("path", &"/disk".repeat(50))]).unwrap();
+    let none = Labels::default;
+    let at = |i: i64| 1_752_871_354_000 + 1000 * i;
+    let regular = |value: &dyn Fn(i64) -> f64| -> Vec<(i64, f64)> {
+        (0..300).map(|i| (at(i), value(i))).collect()
+    };
+    let few: Vec<_> = (0..4).map(|i| (at(i * i), 61.5 + 0.001 * i as f64)).collect();
+    let bits: Vec<_> = [f64::NAN, -0.0, f64::INFINITY, -1.0 / 3.0]
+        .into_iter()
+        .enumerate()
+        .map(|(i, v)| (at(9 - i as i64), v))
+        .collect();
+    host(
+        vec![gpu(0, uuid), mig],
+        vec![
+            series(Some(0), "gpu_utilization", none(), &regular(&|i| (i * i % 11) as f64)),
+            series(Some(1), "gpu_utilization", none(), &few),
+            series(Some(0), "memory_used_mb", none(), &regular(&|i| (100 + i / 200) as f64)),
+            series(Some(0), "sm_clock_mhz", none(), &regular(&|_| 1980.0)),
+            series(Some(0), "total_energy_mj", none(), &regular(&|i| (i * 250_000 + i % 3) as f64)),
+            series(None, "node_disk_io", labels, &bits),
+            series(None, "node_load1", none(), &[(at(0), 0.1), (at(1), 0.25), (at(1), 0.1)]),
+        ],
+    )
+}
+
+#[test]
+fn what_version_1_wrote_is_read_for_ever() {
+    let digits: Vec<u8> = include_str!("golden_v1.hex").bytes().filter(|b| *b != b'\n').collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    let block = Block::decode(digits.chunks(2).map(byte).collect()).unwrap();
+    assert_eq!(block.cluster.as_str(), "c");
+    assert_eq!(block.sections.len(), 1);
+    assert_eq!(canonical(&block.sections[0].decode().unwrap()), canonical(&golden()));
+}
+
 /// `seconds` of a made-up host at 1 Hz.
 fn dcgm_host(seconds: usize) -> HostSamples {
     let mut made = dcgm::Host::new(7);
