@@ -220,13 +220,17 @@ fn with_checksum(mut section: Vec<u8>) -> Bytes {
     Bytes::from(section)
 }
 
-/// Reads all there is to read. Anything but a panic will do.
+/// Reads all there is to read. It may fail, or be other samples, but only such as it says.
 fn open(bytes: Bytes) {
-    if let Ok(section) = Section::parse(bytes) {
-        let _ = section.dictionary();
-        if let Ok(samples) = section.decode() {
-            assert!(samples.samples() <= SECTION_SAMPLES_MAX);
-        }
+    let Ok(section) = Section::parse(bytes) else { return };
+    let _ = section.dictionary();
+    let Ok(samples) = section.decode() else { return };
+    assert_eq!(samples.samples() as u64, section.samples());
+    let span = section.start().as_millis()..=section.end().as_millis();
+    for series in &samples.series {
+        assert_eq!(series.timestamps.len(), series.values.len());
+        assert!(series.timestamps.iter().all(|at| span.contains(at)));
+        assert!(series.gpu.is_none_or(|gpu| (gpu as usize) < samples.gpus.len()));
     }
 }
 
