@@ -357,6 +357,18 @@ fn merging_unites_by_identity_and_believes_the_last_description() {
     assert_eq!(merge(vec![one(1, 0, "1"), stranger]), None);
 }
 
+#[test]
+fn merging_keeps_equal_timestamps_in_the_order_of_the_parts() {
+    let part = |n: i32| {
+        let samples: Vec<_> = (0..60).map(|i| (i64::from((i * 7) % 2), f64::from(n + i))).collect();
+        host(vec![], vec![series(None, "m", Labels::default(), &samples)])
+    };
+    let merged = merge(vec![part(0), part(100)]).unwrap();
+    assert_eq!(merged.samples(), 120);
+    let (zeros, ones) = merged.series[0].values.split_at(60);
+    assert!(zeros.is_sorted() && ones.is_sorted());
+}
+
 /// Samples that make use of most of what the format has: packed UUIDs and a MIG instance, label
 /// sets in a compressed dictionary, columns of each kind and scale, each kind of integers.
 fn golden() -> HostSamples {
