@@ -149,7 +149,7 @@ fn jobs_of(blocks: Vec<StoredBlock>, at_least: usize) -> Vec<MergeJob> {
             continue;
         }
         // In time order, so that merged blocks overlap as little as possible.
-        inputs.sort_by(|a, b| (a.name.start, a.name.end).cmp(&(b.name.start, b.name.end)));
+        inputs.sort_by_key(|b| (b.name.start, b.name.end));
         inputs.truncate(fitting(&inputs));
         if let Some(bucket) = inputs.first().map(|b| b.name.bucket.clone()) {
             jobs.push(MergeJob { bucket, cluster, host, inputs });
