@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/api.sh"
 
 INSTANCES=${INSTANCES:-2}
-DRAIN_SECONDS_MAX=120 # 2,470 rows take about a second; a busy machine may first elect and claim
+DRAIN_SECONDS_MAX=120 # an idle commit waits 10 s for more to pack; the rest is for a busy machine
 unset CSV_FILE        # the demo is about the sample
 
 step() { printf '\n== %s\n' "$*"; }
