@@ -1,2 +1,2 @@
-//! nexus-streamer
+//! nexus-streamer: reads telemetry and enqueues it.
 fn main() {}
