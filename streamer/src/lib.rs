@@ -1,4 +1,11 @@
-//! nexus-streamer: reads telemetry from sources and hands it on in batches.
-//!
+//! Source to queue: claims shards, reads telemetry, enqueues messages; and generates DCGM CSV.
 
+pub mod args;
+mod prepare;
+mod register;
+mod run;
+mod shard;
 pub mod source;
+mod sources;
+
+pub use run::run;
