@@ -45,6 +45,9 @@ fn main() -> ExitCode {
 fn run_generate(args: &GenerateArgs) -> anyhow::Result<()> {
     let written = generate(args)?;
     let (rows, samples, bytes) = (written.rows, written.samples, written.bytes);
+    if rows == 0 {
+        return Ok(()); // whoever read standard output has left
+    }
     eprintln!("{rows} rows, {samples} samples, {bytes} bytes to {}", args.output.display());
     Ok(())
 }

@@ -108,7 +108,7 @@ pub struct Written {
 }
 
 /// Writes what `args` asks for. Blocking. A reader that closes standard output early ends it
-/// without an error.
+/// without an error, and with nothing counted.
 ///
 /// # Errors
 /// When the file cannot be written; a half-written one is removed.
