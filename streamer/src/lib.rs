@@ -1,6 +1,10 @@
-//! Source to queue: claims shards, reads telemetry, enqueues messages; and generates DCGM CSV.
+//! Source to queue: claims shards, reads telemetry, enqueues messages.
+//!
+//! [`source`] turns files into samples, [`run`] streams them; [`generate`] writes files to try
+//! it with.
 
 pub mod args;
+pub mod generate;
 mod prepare;
 mod register;
 mod run;

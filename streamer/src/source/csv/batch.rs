@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use hashbrown::HashMap;
 use nexus_common::{
-    limits::{MESSAGE_HOSTS_MAX, MESSAGE_SAMPLES_MAX},
+    limits::{MESSAGE_HOSTS_MAX, MESSAGE_SAMPLES_MAX, SECTION_GPUS_MAX, SECTION_SERIES_MAX},
     model::{Gpu, GpuId, HostName, HostSamples, Labels, MetricName, SeriesSamples},
 };
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,8 @@ pub struct Reject {
     pub detail: String,
 }
 
-/// Where a batch ends at the latest. It always takes at least one row if there is one that is
+/// Where a batch ends at the latest; also before a host has more GPUs or series than a message
+/// can hold of one. It always takes at least one row if there is one that is
 /// due, so that a row wider than `samples_max` still gets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
@@ -174,9 +175,19 @@ impl Fill {
         if self.batch.samples + samples > limits.samples_max {
             return false;
         }
-        self.batch.hosts.len() < limits.hosts_max
-            || series.measured.iter().any(|m| m.slot.epoch == self.epoch)
-            || self.hosts.contains_key(&series.host)
+        let new = series.measured.iter().filter(|m| m.slot.epoch != self.epoch).count();
+        if new == 0 {
+            return true;
+        }
+        let known = self.hosts.get(&series.host).and_then(|h| self.batch.hosts.get(*h as usize));
+        match known {
+            None => self.batch.hosts.len() < limits.hosts_max,
+            // What the queue's format can hold of one host; the GPU may be known, but a batch
+            // this large loses nothing by ending.
+            Some(host) => {
+                host.series.len() + new <= SECTION_SERIES_MAX && host.gpus.len() < SECTION_GPUS_MAX
+            }
+        }
     }
 
     /// Takes the row's values, one a metric of `series`; returns how many were there.

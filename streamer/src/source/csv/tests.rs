@@ -2,7 +2,7 @@
 
 use std::{fs::OpenOptions, path::PathBuf};
 
-use nexus_common::model::HostSamples;
+use nexus_common::{limits::SECTION_GPUS_MAX, model::HostSamples};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -359,6 +359,16 @@ fn a_batch_ends_before_the_row_that_does_not_fit() {
     check(BatchLimits { samples_max: 0, ..none }, &[1, 1, 1, 1, 1]);
     check(BatchLimits { rows_max: 5, ..none }, &[5, 0]);
     check(BatchLimits { rows_max: 0, ..none }, &[1, 1, 1, 1, 1, 0]);
+}
+
+#[test]
+fn a_host_with_more_gpus_than_a_message_holds_is_spread_over_batches() {
+    let rows: String = (0..5000).map(|n| format!("1970-01-01 00:00:01,0,h,G{n},1,,\n")).collect();
+    let fixture = Fixture::new(format!("{WIDE}{rows}"));
+    let mut reader = fixture.reader(fixture.file.header_end);
+    let mut read = || reader.read_batch(&BatchLimits::default()).unwrap();
+    let gpus = [read(), read()].map(|batch| batch.hosts[0].gpus.len());
+    assert_eq!(gpus, [SECTION_GPUS_MAX, 5000 - SECTION_GPUS_MAX]);
 }
 
 #[test]
