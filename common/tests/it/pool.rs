@@ -8,7 +8,7 @@ use std::{
 };
 
 use nexus_common::{
-    etcd::{Etcd, RangeRead},
+    etcd::{Claim, Etcd, RangeRead},
     keyspace::{ClaimItem, Claimant, Key, from_json},
     model::{PartitionId, Role},
     runtime::{Life, Process, Work, run, work_on},
@@ -60,13 +60,26 @@ struct Member {
 }
 
 async fn member(server: &TestEtcd, name: &str, desk: &Arc<Desk>) -> Member {
+    member_that(server, name, desk, None).await
+}
+
+/// A member that `forgets` a claim: it was applied, and the answer never came.
+async fn member_that(
+    server: &TestEtcd,
+    name: &str,
+    desk: &Arc<Desk>,
+    forgets: Option<ClaimItem>,
+) -> Member {
     let process: Process = server.process(Role::Collector, name, 5).await;
     let (stop, desk, name) = (process.stop.clone(), Arc::clone(desk), name.to_owned());
     let items: BTreeSet<_> = (0..ITEMS).map(|p| ClaimItem::Partition(PartitionId(p))).collect();
     let pool = move |life: Life| {
         let (_, items) = watch::channel(items.clone());
-        let (desk, name) = (Arc::clone(&desk), name.clone());
+        let (desk, name, forgets) = (Arc::clone(&desk), name.clone(), forgets.clone());
         async move {
+            if let Some(item) = forgets {
+                Claim::take(&life.process.etcd, &life.session, item).await?.unwrap();
+            }
             let lost = life.session.lost().clone();
             let work = |work: Work| {
                 let seat = Seat::take(&desk, work.claim.item(), &name);
@@ -201,5 +214,24 @@ async fn what_a_dead_member_held_the_others_take_and_a_lost_session_begins_afres
         member.stop.cancel();
         member.task.await.unwrap().unwrap();
     }
+    assert!(claims(&etcd).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_of_ours_that_nobody_works_on_is_found_and_worked_on() {
+    let server = TestEtcd::start();
+    let etcd = server.connect().await;
+    let desk = Arc::new(Desk::default());
+    let forgotten = ClaimItem::Partition(PartitionId(3));
+    let a = member_that(&server, "a", &desk, Some(forgotten.clone())).await;
+    held(&etcd, &[("a", 8)]).await;
+    let fence = claims(&etcd).await[&forgotten].1;
+    eventually("all items are worked on", PATIENCE, || async {
+        desk.working.lock().unwrap().len() == usize::from(ITEMS)
+    })
+    .await;
+    assert_eq!(claims(&etcd).await[&forgotten].1, fence, "it was ours all the time");
+    a.stop.cancel();
+    a.task.await.unwrap().unwrap();
     assert!(claims(&etcd).await.is_empty());
 }
