@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use nexus_common::{
-    etcd::{Commit, Error, Outcome, Position},
+    etcd::{Commit, Error, Outcome, Position, Session},
     keyspace::ClaimItem,
-    model::Role,
-    testing::{TestEtcd, eventually},
+    model::{InstanceId, Role},
+    testing::{Proxy, TestEtcd, eventually},
 };
 use tokio::time::timeout;
 
@@ -33,6 +33,20 @@ async fn a_session_whose_lease_is_revoked_is_told_within_its_ttl_and_its_claims_
     assert!(matches!(fenced, Outcome::Fenced), "{fenced:?}");
     let told = timeout(Duration::from_secs(3), life.session.lost().cancelled()).await;
     assert!(told.is_ok() && claim.is_lost());
+}
+
+#[tokio::test]
+async fn a_session_that_reconnects_to_find_its_lease_gone_is_told_at_once() {
+    let server = TestEtcd::start();
+    let proxy = Proxy::start(&server.endpoint());
+    let wired = server.connect_through(&proxy, Duration::from_secs(3)).await;
+    let name = InstanceId::new("one").unwrap();
+    // Renewed every five seconds; without an answer it would be given up after 14.
+    let session = Session::open(&wired, Role::Collector, name, 15).await.unwrap();
+    server.etcdctl(&["lease", "revoke", &format!("{:x}", session.lease())]);
+    proxy.cut();
+    let told = timeout(Duration::from_secs(9), session.lost().cancelled()).await;
+    assert!(told.is_ok());
 }
 
 #[tokio::test]
