@@ -22,6 +22,8 @@ const WATCH_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a quiet watch is asked whether it lives, and how long it may stay silent.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long a follower may leave the channel full.
+const LAG_MAX: Duration = Duration::from_secs(1);
 
 /// One key changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,8 +144,8 @@ impl Message {
 
 /// Lists `range`, then follows it, telling `tell` until `stop` or the receiver is gone.
 ///
-/// Only for ranges of tiny keys. The channel's bound is the back-pressure: while the follower
-/// does not take, nothing is read from etcd.
+/// Only for ranges of tiny keys. A follower that does not take for a second loses the watch and
+/// gets a new snapshot when it does: a watch that lags costs etcd more than a list.
 pub async fn follow(
     etcd: Etcd,
     range: KeyRange,
@@ -194,6 +196,9 @@ async fn list_and_watch(
             }
         };
         match drain(&mut stream, &mut feed, tell).await {
+            Step::List if tell.capacity() == 0 => {
+                return Err(Error::Timeout { attempt: "tell a change".to_owned(), after: LAG_MAX });
+            }
             Step::List => {
                 let attempt = "watch".to_owned();
                 return Err(Error::Compacted { attempt, revision: feed.applied });
@@ -232,11 +237,11 @@ async fn drain(stream: &mut WatchStream, feed: &mut Feed, tell: &mpsc::Sender<Ev
         };
         match step {
             Step::Wait => {}
-            Step::Emit(event) => {
-                if tell.send(event).await.is_err() {
-                    return Step::Wait;
-                }
-            }
+            Step::Emit(event) => match timeout(LAG_MAX, tell.send(event)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Step::Wait,
+                Err(_) => return Step::List,
+            },
             Step::Resume | Step::List => return step,
         }
     }
