@@ -7,6 +7,7 @@ mod janitor;
 mod merge;
 mod partition;
 mod plan;
+pub mod show;
 
 use std::{collections::BTreeSet, sync::Arc};
 
