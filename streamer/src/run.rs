@@ -50,7 +50,7 @@ async fn stream(
     registration: Option<Registration>,
 ) -> anyhow::Result<()> {
     if let Some(registration) = registration {
-        registration.put(&life.process.etcd).await?;
+        registration.put(&life).await?;
     }
     let sources = Sources::follow(&life);
     let full = Arc::new(AtomicBool::new(false));
