@@ -24,6 +24,8 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// First and longest pause before listing again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How long a follower may leave the channel full.
+const LAG_MAX: Duration = Duration::from_secs(1);
 
 /// One key changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,8 +146,8 @@ impl Message {
 
 /// Lists `range`, then follows it, telling `tell` until `stop` or the receiver is gone.
 ///
-/// Only for ranges of tiny keys. The channel's bound is the back-pressure: while the follower
-/// does not take, nothing is read from etcd.
+/// Only for ranges of tiny keys. A follower that does not take for a second loses the watch and
+/// gets a new snapshot when it does: a watch that lags costs etcd more than a list.
 pub async fn follow(
     etcd: Etcd,
     range: KeyRange,
@@ -204,6 +206,9 @@ async fn list_and_watch(
             }
         };
         match drain(&mut stream, &mut feed, tell).await {
+            Step::List if tell.capacity() == 0 => {
+                return Err(Error::Timeout { attempt: "tell a change".to_owned(), after: LAG_MAX });
+            }
             Step::List => {
                 let attempt = "watch".to_owned();
                 return Err(Error::Compacted { attempt, revision: feed.applied });
@@ -242,11 +247,11 @@ async fn drain(stream: &mut WatchStream, feed: &mut Feed, tell: &mpsc::Sender<Ev
         };
         match step {
             Step::Wait => {}
-            Step::Emit(event) => {
-                if tell.send(event).await.is_err() {
-                    return Step::Wait;
-                }
-            }
+            Step::Emit(event) => match timeout(LAG_MAX, tell.send(event)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Step::Wait,
+                Err(_) => return Step::List,
+            },
             Step::Resume | Step::List => return step,
         }
     }
