@@ -24,6 +24,8 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long a follower may leave the channel full.
 const LAG_MAX: Duration = Duration::from_secs(1);
+/// First and longest pause before listing again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// One key changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,8 +155,9 @@ pub async fn follow(
     stop: CancellationToken,
 ) {
     let work = async {
-        let mut pause = Duration::from_millis(50);
+        let mut pause = PAUSE.0;
         loop {
+            let began = Instant::now();
             match list_and_watch(&etcd, &range, &tell).await {
                 Ok(()) => return,
                 Err(e) => {
@@ -162,8 +165,12 @@ pub async fn follow(
                     tracing::warn!(key, error = %e, "watch interrupted, listing again");
                 }
             }
+            if began.elapsed() > SILENCE_MAX {
+                // It had worked for a while: this is another trouble than the last.
+                pause = PAUSE.0;
+            }
             sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
+            pause = (pause * 2).min(PAUSE.1);
         }
     };
     tokio::select! {
@@ -185,8 +192,11 @@ async fn list_and_watch(
         return Ok(());
     }
     let mut last_error = None;
-    // A plain interruption resumes; five in a row without a message mean that listing is due.
-    for _ in 0..5 {
+    // A plain interruption resumes; five in a row without a change mean that listing is due.
+    let (mut in_a_row, mut applied) = (0, feed.applied);
+    while in_a_row < 5 {
+        in_a_row = if feed.applied > applied { 1 } else { in_a_row + 1 };
+        applied = feed.applied;
         let mut stream = match open(etcd, range, feed.applied + 1).await {
             Ok(stream) => stream,
             Err(e) => {
