@@ -16,7 +16,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::{
-    etcd::{Error, Etcd, Session},
+    etcd::{Error, Etcd, Fate, Session},
     keyspace::{Config, Floor, Instance, InstanceState, Key, from_json, to_json},
     model::{BucketId, InstanceId, Role, Timestamp},
 };
@@ -157,7 +157,14 @@ where
         "starting"
     );
     while !process.stop.is_cancelled() {
-        let Some(config) = process.enter_keyspace().await? else { break };
+        let config = match process.enter_keyspace().await {
+            Ok(Some(config)) => config,
+            Ok(None) => break,
+            Err(error) => {
+                wait_if_it_passes(error).await?;
+                continue;
+            }
+        };
         let opened = Session::open(
             &process.etcd,
             process.role,
@@ -173,7 +180,9 @@ where
             }
         };
         let life = Life { process: process.clone(), config, session };
-        live(&life, started_at, address, &work).await?;
+        if let Err(error) = live(&life, started_at, address, &work).await {
+            wait_if_it_passes(error).await?;
+        }
     }
     tracing::info!(role = %process.role, instance = %process.instance, "stopped");
     Ok(())
@@ -227,8 +236,19 @@ where
         metrics.sessions_lost.inc();
         tracing::warn!("session lost: everything claimed under it is dropped, opening another");
     }
-    ended?;
     presence.leave().await;
+    ended
+}
+
+/// That etcd is away passes, and is no reason to end: after a pause all begins anew. Anything
+/// else is handed back.
+async fn wait_if_it_passes(error: anyhow::Error) -> anyhow::Result<()> {
+    let passes = |e: &Error| e.fate() != Fate::Refused || matches!(e, Error::Compacted { .. });
+    if !error.chain().filter_map(|cause| cause.downcast_ref()).any(passes) {
+        return Err(error);
+    }
+    tracing::warn!(error = format!("{error:#}"), "interrupted, beginning anew");
+    sleep(Duration::from_millis(500)).await;
     Ok(())
 }
 
