@@ -19,7 +19,7 @@ pub(crate) struct Head {
     pub(crate) samples: u64,
     /// Nothing more will come.
     pub(crate) done: bool,
-    /// When the first message that nobody has taken since was seen.
+    /// When it last grew.
     pub(crate) grew_at: Instant,
 }
 

@@ -1,6 +1,7 @@
 //! One claimed partition: wait until it is worth a commit, take, commit; merge when idle.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -8,7 +9,7 @@ use std::{
 use nexus_common::{
     etcd::{Error, Outcome},
     keyspace::ClaimItem,
-    model::{ClusterId, Gpu, HostName, PartitionId},
+    model::{ClusterId, Gpu, HostName, Lane, PartitionId},
     queue::{Consumer, Received},
     runtime::{Life, Work},
     store::{Inventory, Writer},
@@ -71,10 +72,15 @@ impl Partition {
     ) {
         let Some((mut consumer, mut writer)) = self.open(partition, work).await else { return };
         let mut heads = self.backlog.of(partition);
+        let mut since = Since::default();
         loop {
             let due = {
                 let known = heads.borrow_and_update();
-                let waiting = Waiting::of(&known, &consumer);
+                let waiting = Waiting::of(
+                    &known,
+                    |lane| (consumer.next(lane), consumer.samples(lane)),
+                    &mut since,
+                );
                 shares.set(&waiting);
                 waiting.due(&self.args)
             };
@@ -223,6 +229,10 @@ async fn gone_now(gone: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> bo
     }
 }
 
+/// By lane: the message to take next, and since when it has waited. A head tells when it last
+/// grew, which in a steady flow is always just now.
+type Since = BTreeMap<Lane, (u64, Instant)>;
+
 /// What waits in a partition.
 struct Waiting {
     messages: u64,
@@ -239,17 +249,24 @@ enum Due {
 }
 
 impl Waiting {
-    fn of(heads: &Heads, consumer: &Consumer) -> Self {
+    /// `taken` tells of a lane how many messages and samples were taken.
+    fn of(heads: &Heads, taken: impl Fn(&Lane) -> (u64, u64), since: &mut Since) -> Self {
         let mut waiting = Self { messages: 0, samples: 0, oldest: None, ended: false };
         for (lane, head) in heads {
-            let messages = head.next.saturating_sub(consumer.next(lane));
-            if messages > 0 {
-                waiting.messages += messages;
-                waiting.samples += head.samples.saturating_sub(consumer.samples(lane));
-                waiting.oldest =
-                    Some(waiting.oldest.map_or(head.grew_at, |at| at.min(head.grew_at)));
-                waiting.ended |= head.done;
+            let (next, samples) = taken(lane);
+            let messages = head.next.saturating_sub(next);
+            if messages == 0 {
+                since.remove(lane);
+                continue;
             }
+            waiting.messages += messages;
+            waiting.samples += head.samples.saturating_sub(samples);
+            waiting.ended |= head.done;
+            let (first, at) = since.entry(lane.clone()).or_insert((next, head.grew_at));
+            if *first != next {
+                (*first, *at) = (next, head.grew_at);
+            }
+            waiting.oldest = Some(waiting.oldest.map_or(*at, |oldest| oldest.min(*at)));
         }
         waiting
     }
@@ -296,7 +313,32 @@ impl Drop for Shares<'_> {
 
 #[cfg(test)]
 mod tests {
+    use nexus_common::model::ShardId;
+
     use super::*;
+
+    #[test]
+    fn the_age_of_a_lane_that_keeps_growing_is_that_of_its_oldest_message() {
+        use crate::backlog::Head;
+        let lane: Lane = Lane { source: "s".parse().unwrap(), shard: ShardId(0) };
+        let begun = Instant::now();
+        let mut since = Since::default();
+        let mut check = |next, taken, grown_after_ms, expected_ms: Option<u64>| {
+            let grew_at = begun + Duration::from_millis(grown_after_ms);
+            let head = Head { next, samples: 10 * next, done: false, grew_at };
+            let heads = Heads::from([(lane.clone(), head)]);
+            let waiting = Waiting::of(&heads, |_| (taken, 10 * taken), &mut since);
+            let expected = expected_ms.map(|ms| begun + Duration::from_millis(ms));
+            assert_eq!(waiting.oldest, expected, "{next} of which {taken} are taken");
+            assert_eq!((waiting.messages, waiting.samples), (next - taken, 10 * (next - taken)));
+        };
+        check(1, 0, 100, Some(100));
+        check(2, 0, 200, Some(100));
+        check(3, 2, 300, Some(300));
+        check(4, 2, 400, Some(300));
+        check(4, 4, 400, None);
+        check(5, 4, 500, Some(500));
+    }
 
     #[test]
     fn a_commit_is_due_by_size_by_count_by_age_and_at_the_end_of_a_lane() {

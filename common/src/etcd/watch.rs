@@ -22,10 +22,10 @@ const WATCH_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a quiet watch is asked whether it lives, and how long it may stay silent.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// First and longest pause before listing again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How long a follower may leave the channel full.
 const LAG_MAX: Duration = Duration::from_secs(1);
+/// First and longest pause before listing again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// One key changed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::{
-    etcd::{Error, Etcd, Session},
+    etcd::{Error, Etcd, Fate, Session},
     keyspace::{Config, Floor, Instance, InstanceState, Key, from_json, to_json},
     model::{BucketId, InstanceId, Role, Timestamp},
 };
@@ -242,7 +242,8 @@ where
 
 /// What etcd could not do now it may do in a moment; anything else ends the process.
 async fn pause_after(error: anyhow::Error) -> anyhow::Result<()> {
-    if error.downcast_ref::<Error>().is_none() {
+    let passes = |e: &Error| e.fate() != Fate::Refused || matches!(e, Error::Compacted { .. });
+    if !error.chain().filter_map(|cause| cause.downcast_ref()).any(passes) {
         return Err(error);
     }
     tracing::warn!(error = format!("{error:#}"), "interrupted, beginning again with a new session");

@@ -259,6 +259,16 @@ impl Fold {
         self.host(cluster, name).own = Arc::clone(&before.own);
     }
 
+    /// Forgets remembered values of what retention deleted meanwhile.
+    pub fn forget_retired(&mut self) {
+        let floor = self.now.floor.clone();
+        for cluster in self.now.clusters.values_mut() {
+            for host in Arc::make_mut(cluster).hosts.values_mut() {
+                cut(Arc::make_mut(host), &floor);
+            }
+        }
+    }
+
     fn progress(
         &mut self,
         lane: Lane,

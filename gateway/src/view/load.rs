@@ -86,6 +86,9 @@ pub(super) async fn load(
     let received: Vec<Received> =
         queue.into_iter().filter_map(|entry| message(reader, entry)).collect();
     read_all(received).await.into_iter().for_each(|message| fold.arrived(message));
+    if previous.is_some_and(|p| p.floor < fold.now().floor) {
+        fold.forget_retired();
+    }
     Ok((fold, partitions))
 }
 

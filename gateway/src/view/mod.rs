@@ -30,7 +30,10 @@ use nexus_common::{
     keyspace::BlockName,
     store::Reader,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use arrival::{Arrived, Content, HostNews, SeriesNews};
@@ -52,6 +55,7 @@ struct Shared {
     /// Milliseconds after `started` up to which everything heard is in the view; -1 for never.
     heard_ms: AtomicI64,
     cache: Mutex<cache::Cache>,
+    queries: Semaphore,
     meters: Meters,
 }
 
@@ -92,6 +96,7 @@ impl View {
             started: Instant::now(),
             heard_ms: AtomicI64::new(-1),
             cache: Mutex::new(cache::Cache::new(cache_bytes)),
+            queries: Semaphore::new(query::QUERIES_MAX),
             meters: Meters::default(),
         }))
     }

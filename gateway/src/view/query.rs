@@ -22,6 +22,8 @@ use super::{
 pub(super) const BLOCKS_PER_QUERY_MAX: usize = 1000;
 /// Blocks fetched ahead of the one that is decoded: most queries need one or two.
 const FETCHES_AHEAD: usize = 4;
+/// Queries at once; the others wait. Each may hold ten thousand points (a few MiB) and some blocks.
+pub(super) const QUERIES_MAX: usize = 32;
 /// How often a query begins again because blocks went under it.
 const TRIES: usize = 3;
 /// How long it waits for a newer snapshot then.
@@ -129,6 +131,8 @@ impl View {
         mut snapshot: Arc<Snapshot>,
         ask: impl Fn(&Snapshot) -> Query,
     ) -> Result<Answer, QueryError> {
+        // Never closed, so there is always a turn.
+        let _turn = self.0.queries.acquire().await;
         for _ in 0..TRIES {
             match self.points_of(&snapshot, ask(&snapshot)).await {
                 Err(BlockError::Gone(BlockGone::Gone(name))) => {

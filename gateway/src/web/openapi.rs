@@ -80,8 +80,15 @@ fn add_problems(path: &str, operation: &mut Operation) {
         add("404", "What the path names is not known");
     }
     if path.starts_with("/api/") {
+        if path.ends_with("/telemetry") || path.ends_with("/metrics") {
+            add("422", "Too many blocks would have to be read; narrow the span or the places");
+        }
         add("503", "The view is not loaded yet, or etcd does not answer; try again");
         add("504", "Not answered in time; ask for less");
+    }
+    if path == "/audit" {
+        add("503", "etcd does not answer; try again");
+        add("504", "Not read in time");
     }
     add("500", "The gateway failed; its log says more");
 }
