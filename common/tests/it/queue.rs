@@ -69,8 +69,19 @@ async fn what_is_enqueued_is_received_once_in_order_and_the_backlog_tells_how_mu
     assert!(matches!(take(etcd, &mut consumer, &intake).await, Outcome::Stale));
     consumer.read_again().await.unwrap();
     assert_eq!((consumer.next(&lane), consumer.next_number()), (3, 3));
+    // Nor is it when somebody wrote the cursor alone.
+    let messages = [message("a", 40, 1)];
+    assert_eq!(enqueue(&mut producer, &messages).await, Enqueued::Committed);
+    let messages = consumer.receive(&lane, 3, 64).await.unwrap();
+    let intake = Intake { messages, dead: Vec::new() };
+    let key = etcd.keyspace().key(&Key::Cursor(consumer.partition(), lane.clone()));
+    let cursor = etcd.get(&key).await.unwrap().unwrap();
+    etcd.describe(&[(key, cursor.value.to_vec())]).await.unwrap();
+    assert!(matches!(take(etcd, &mut consumer, &intake).await, Outcome::Stale));
+    consumer.read_again().await.unwrap();
+    assert!(matches!(take(etcd, &mut consumer, &intake).await, Outcome::Committed { .. }));
     // An enqueue reads the cursor on its way.
-    assert_eq!(enqueue(&mut producer, &[message("a", 40, 1)]).await, Enqueued::Committed);
+    assert_eq!(enqueue(&mut producer, &[message("a", 41, 1)]).await, Enqueued::Committed);
     assert_eq!(producer.backlog(), 1);
 }
 

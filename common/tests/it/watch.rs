@@ -76,9 +76,12 @@ impl Follower {
             .into_iter()
             .map(|e| (e.key.clone(), (e.value.to_vec(), e.mod_revision)))
             .collect();
-        while self.known != there {
-            self.next().await;
-        }
+        let learn = async {
+            while self.known != there {
+                self.next().await;
+            }
+        };
+        timeout(PATIENCE, learn).await.expect("the follower learns what etcd holds");
     }
 }
 
