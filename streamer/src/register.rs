@@ -58,8 +58,9 @@ impl Registration {
         let keyspace = etcd.keyspace();
         let key = keyspace.key(&Key::Source(self.source.clone()));
         let path = self.file.path.display().to_string();
+        let told = || tracing::info!(source = %self.source, path, "the source is registered already, going on with it");
         if etcd.get(&key).await?.is_some() {
-            tracing::info!(source = %self.source, path, "the source is registered already, going on with it");
+            told();
             return Ok(());
         }
         let now = Timestamp::now();
@@ -89,6 +90,8 @@ impl Registration {
         };
         if etcd.create(&[(key, to_json(&source))]).await? {
             tracing::info!(source = %self.source, path, shards = ranges.len(), "source registered");
+        } else {
+            told(); // somebody was quicker
         }
         Ok(())
     }
