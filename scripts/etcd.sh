@@ -40,7 +40,7 @@ flags() {
         --snapshot-count=2000
         # history is space; readers that fall further behind list again
         --auto-compaction-mode=periodic --auto-compaction-retention=1m
-        --quota-backend-bytes=8589934592
+        --quota-backend-bytes="$ETCD_QUOTA_BYTES"
         # a silent watch is told apart from a dead one
         --experimental-watch-progress-notify-interval=5s --watch-progress-notify-interval=5s
         # interfaces nobody here speaks

@@ -17,6 +17,7 @@ LOG_DIR=${NEXUS_LOG_DIR:-$ROOT/logs}
 # Not 2379: Debian's package may already run an etcd there, and that one is not ours.
 ETCD_PORT=${ETCD_PORT:-12379}
 ETCD_PEER_PORT=${ETCD_PEER_PORT:-12380}
+ETCD_QUOTA_BYTES=${ETCD_QUOTA_BYTES:-8589934592}
 ETCD_DIR=$STATE_DIR/etcd
 ETCD_PID_FILE=$ROOT/.pids/etcd.pid
 ETCD_PORT_FILE=$ROOT/.pids/etcd.port

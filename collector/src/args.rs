@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use clap::{Parser, Subcommand};
 use nexus_common::{model::InstanceId, runtime::CommonArgs};
 
+use crate::show::ShowArgs;
+
 /// Takes GPU telemetry from the queue in etcd and commits it into the store in etcd
 #[derive(Debug, Parser)]
 #[command(name = "nexus-collector", version, args_conflicts_with_subcommands = true)]
@@ -19,6 +21,8 @@ pub struct Cli {
 enum Command {
     /// Collect until told to stop (the default)
     Run(Box<Args>),
+    /// Print a message or block: the binary values in etcd
+    Show(Box<ShowArgs>),
 }
 
 /// Flags of `run`.
@@ -56,12 +60,22 @@ pub struct Args {
     pub retention_every_seconds: u64,
 }
 
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Asked {
+    /// Collect.
+    Run(Box<Args>),
+    /// Print a value.
+    Show(Box<ShowArgs>),
+}
+
 impl Cli {
-    /// The flags of `run`, spelled out or not.
-    pub fn into_args(self) -> Args {
+    /// What is asked for; collecting, if nothing is.
+    pub fn asked(self) -> Asked {
         match self.command {
-            Some(Command::Run(args)) => *args,
-            None => self.args,
+            Some(Command::Run(args)) => Asked::Run(args),
+            Some(Command::Show(args)) => Asked::Show(args),
+            None => Asked::Run(Box::new(self.args)),
         }
     }
 }

@@ -7,6 +7,7 @@ mod janitor;
 mod merge;
 mod partition;
 mod plan;
+pub mod show;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -17,6 +18,7 @@ use nexus_common::{
     store::Inventory,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use args::Args;
 use backlog::Backlog;
@@ -31,7 +33,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let given = args.instance_id.clone();
     let process = Process::start(Role::Collector, args.common.clone(), given.as_ref()).await?;
     let routes = health_routes(Arc::clone(&process.metrics), Arc::clone(&process.health));
-    let (address, _server) = serve(args.metrics_listen, routes, process.stop.clone()).await?;
+    // Served to the very end: draining can be watched, too.
+    let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let args = Arc::new(args);
     run_process(process, address, |life| collect(life, Arc::clone(&args))).await
 }

@@ -343,8 +343,8 @@ mod tests {
     #[test]
     fn a_commit_is_due_by_size_by_count_by_age_and_at_the_end_of_a_lane() {
         use clap::Parser;
-        let args = crate::args::Cli::try_parse_from(["c", "--commit-age-ms", "60000"]).unwrap();
-        let args = args.into_args();
+        let cli = crate::args::Cli::try_parse_from(["c", "--commit-age-ms", "60000"]).unwrap();
+        let crate::args::Asked::Run(args) = cli.asked() else { panic!("not `run`") };
         let check = |messages, samples, ended, expected: bool| {
             let oldest = (messages > 0).then(Instant::now);
             let waiting = Waiting { messages, samples, oldest, ended };

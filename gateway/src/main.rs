@@ -1,2 +1,17 @@
-//! nexus-gateway
-fn main() {}
+//! nexus-gateway: serves REST out of etcd.
+
+use nexus_common::runtime::parse_args;
+use nexus_gateway::server::{Cli, Command, run};
+
+fn main() -> anyhow::Result<()> {
+    let cli: Cli = parse_args(std::env::args_os());
+    let args = match cli.command {
+        None => cli.run,
+        Some(Command::Run(args)) => *args,
+        Some(Command::Openapi) => {
+            println!("{}", nexus_gateway::web::document().to_pretty_json()?);
+            return Ok(());
+        }
+    };
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))
+}

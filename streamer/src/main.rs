@@ -1,7 +1,9 @@
 //! nexus-streamer: parses the command line, then does it.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
-use nexus_common::runtime::parse_args;
+use nexus_common::runtime::{conclude, parse_args};
 use nexus_streamer::{
     args::Args,
     generate::{GenerateArgs, generate},
@@ -25,13 +27,14 @@ enum Command {
     Generate(GenerateArgs),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let cli: Cli = parse_args(std::env::args_os());
-    match cli.command {
+    let result = match cli.command {
         Some(Command::Run(args)) => stream(*args),
         Some(Command::Generate(args)) => run_generate(&args),
         None => stream(cli.args),
-    }
+    };
+    conclude("nexus-streamer", result)
 }
 
 fn stream(args: Args) -> anyhow::Result<()> {

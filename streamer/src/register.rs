@@ -1,16 +1,17 @@
 //! Registers a file as a source: its shards first, the source last. Whoever is first wins, and
 //! whoever is late finishes what another began.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use anyhow::Context;
 use nexus_common::{
-    etcd::{Error, Etcd},
-    keyspace::{FileRange, Key, Progress, Replay, Source, SourceKind, to_json},
+    etcd::{Claim, Error, Etcd},
+    keyspace::{ClaimItem, FileRange, Key, Progress, Replay, Source, SourceKind, to_json},
     limits::TXN_OPS_MAX,
     model::{Lane, ShardId, SourceId, Timestamp},
+    runtime::Life,
 };
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
     args::Args,
@@ -19,6 +20,8 @@ use crate::{
 
 /// Most shards of one source: their keys are listed by every process.
 const SHARDS_MAX: u64 = 10_000;
+/// How often we look whether whoever registers the source is done.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A file and how it shall be read, checked before etcd is asked for anything.
 #[derive(Debug, Clone)]
@@ -53,16 +56,31 @@ impl Registration {
         Ok(Some(Self { file, replay, source }))
     }
 
-    /// Makes sure that the source and all its shards are in etcd.
-    pub(crate) async fn put(self, etcd: &Etcd) -> anyhow::Result<()> {
-        let keyspace = etcd.keyspace();
-        let key = keyspace.key(&Key::Source(self.source.clone()));
+    /// Makes sure that the source and all its shards are in etcd: by us, or by whoever has the
+    /// claim on it.
+    pub(crate) async fn put(self, life: &Life) -> anyhow::Result<()> {
+        let etcd = &life.process.etcd;
+        let key = etcd.keyspace().key(&Key::Source(self.source.clone()));
         let path = self.file.path.display().to_string();
-        let told = || tracing::info!(source = %self.source, path, "the source is registered already, going on with it");
-        if etcd.get(&key).await?.is_some() {
-            told();
-            return Ok(());
+        while !life.process.stop.is_cancelled() {
+            if etcd.get(&key).await?.is_some() {
+                tracing::info!(source = %self.source, path, "going on with a registered source");
+                return Ok(());
+            }
+            let item = ClaimItem::Source(self.source.clone());
+            if let Some(claim) = Claim::take(etcd, &life.session, item).await? {
+                // The claim only saves work: keys are created once, whoever does.
+                let registered = self.create(etcd, key, path).await;
+                claim.release(etcd).await?;
+                return registered;
+            }
+            sleep(LOOK).await;
         }
+        Ok(())
+    }
+
+    async fn create(self, etcd: &Etcd, key: String, path: String) -> anyhow::Result<()> {
+        let keyspace = etcd.keyspace();
         let now = Timestamp::now();
         let (file, paced) = (self.file.clone(), self.replay.is_some());
         let ranges = spawn_blocking(move || shards(&file, paced)).await??;
@@ -90,8 +108,6 @@ impl Registration {
         };
         if etcd.create(&[(key, to_json(&source))]).await? {
             tracing::info!(source = %self.source, path, shards = ranges.len(), "source registered");
-        } else {
-            told(); // somebody was quicker
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use tokio::{
     sync::Semaphore,
     time::{interval, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Args,
@@ -35,7 +36,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start(Role::Streamer, args.common.clone(), given.as_ref()).await?;
     let registration = Registration::of(&args)?;
     let routes = health_routes(Arc::clone(&process.metrics), Arc::clone(&process.health));
-    let (address, _server) = serve(args.metrics_listen, routes, process.stop.clone()).await?;
+    // Served to the very end: draining can be watched, too.
+    let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let args = Arc::new(args);
     run_process(process, address, |life| stream(life, Arc::clone(&args), registration.clone()))
         .await
@@ -48,7 +50,7 @@ async fn stream(
     registration: Option<Registration>,
 ) -> anyhow::Result<()> {
     if let Some(registration) = registration {
-        registration.put(&life.process.etcd).await?;
+        registration.put(&life).await?;
     }
     let sources = Sources::follow(&life);
     let full = Arc::new(AtomicBool::new(false));

@@ -205,6 +205,7 @@ impl Shards {
                 Err(error) => break Err(error.into()),
             }
         };
+        self.life.process.metrics.figures.backlog.store(0, Relaxed);
         drop(prepared);
         reading.await?;
         go

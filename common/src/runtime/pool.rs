@@ -28,7 +28,7 @@ use crate::{
     model::InstanceId,
 };
 
-/// How long a free item waits for whom the plan names, before anybody may take it.
+/// How long an item nobody works on waits for whom the plan names, before anybody may take it.
 const ORPHAN_AFTER: Duration = Duration::from_secs(2);
 /// How often the claims are listed besides being watched: some etcd versions lose events.
 const RECONCILE_EVERY: Duration = Duration::from_secs(15);
@@ -230,21 +230,23 @@ impl<'a> Pool<'a> {
         let items = self.items.borrow_and_update().clone();
         let now = Instant::now();
         self.rests_until.retain(|_, until| *until > now);
-        self.free_since.retain(|item, _| items.contains(item) && !self.owners.contains_key(item));
         // What we hold counts as ours even before the watch has told us.
         for item in self.running.keys() {
             self.owners.insert(item.clone(), self.me.clone());
         }
+        let idle: BTreeSet<ClaimItem> =
+            items.iter().filter(|item| self.is_idle(item)).cloned().collect();
+        self.free_since.retain(|item, _| idle.contains(item));
         self.leave_unwanted(&items);
         let plan = assign::plan(&self.me, &self.members, &items, &self.owners);
         self.leave_surplus(plan.surplus);
         let mut wanted = plan.claim;
-        for item in items.iter().filter(|item| !self.owners.contains_key(item)) {
+        for item in idle {
             let since = *self.free_since.entry(item.clone()).or_insert(now);
             // Spread over a second, so that not all take the same orphan at once.
-            let spread = Duration::from_millis(assign::score(item, &self.me) % 1000);
-            if now - since > ORPHAN_AFTER + spread && !wanted.contains(item) {
-                wanted.push(item.clone());
+            let spread = Duration::from_millis(assign::score(&item, &self.me) % 1000);
+            if now - since > ORPHAN_AFTER + spread && !wanted.contains(&item) {
+                wanted.push(item);
             }
         }
         wanted.retain(|item| {
@@ -254,6 +256,16 @@ impl<'a> Pool<'a> {
             self.take(item, work).await;
         }
         self.count_claims();
+    }
+
+    /// Whether nobody works on `item`: it is free, or it is ours and we do not know of it. The
+    /// latter happens when a claim was applied and its answer lost, or a release not applied:
+    /// our lease would hold it for ever. Claiming again then finds the claim that stands.
+    fn is_idle(&self, item: &ClaimItem) -> bool {
+        match self.owners.get(item) {
+            None => true,
+            Some(owner) => *owner == self.me && !self.running.contains_key(item),
+        }
     }
 
     /// Several pools of a process share one figure.
@@ -281,6 +293,7 @@ impl<'a> Pool<'a> {
             }
             // Somebody was quicker; the watch will tell who.
             Ok(None) => {
+                self.free_since.remove(&item);
                 self.rests_until.insert(item, Instant::now() + TICK);
             }
             Err(Error::SessionLost { .. }) => {}

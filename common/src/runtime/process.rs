@@ -25,6 +25,8 @@ use crate::{
 const LAYOUT_VERSION: u32 = 1;
 /// How often the instance's key is renewed with fresh figures.
 const FIGURES_EVERY: Duration = Duration::from_secs(2);
+/// How often progress is logged where nobody watches.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// How long draining may take before the process leaves anyway: a crash is safe, too.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -161,7 +163,7 @@ where
             Ok(Some(config)) => config,
             Ok(None) => break,
             Err(error) => {
-                wait_if_it_passes(error).await?;
+                pause_after(error).await?;
                 continue;
             }
         };
@@ -174,15 +176,12 @@ where
         let session = match opened.await {
             Ok(session) => Arc::new(session),
             Err(error) => {
-                tracing::warn!(%error, "no session yet, trying again");
-                sleep(Duration::from_millis(500)).await;
+                pause_after(error.into()).await?;
                 continue;
             }
         };
         let life = Life { process: process.clone(), config, session };
-        if let Err(error) = live(&life, started_at, address, &work).await {
-            wait_if_it_passes(error).await?;
-        }
+        live(&life, started_at, address, &work).await?;
     }
     tracing::info!(role = %process.role, instance = %process.instance, "stopped");
     Ok(())
@@ -200,9 +199,7 @@ where
     let Process { metrics, health, stop, .. } = &life.process;
     let mut presence = Presence::new(life, started_at, address);
     if let Err(error) = presence.register().await {
-        tracing::warn!(%error, "could not register this instance, trying again");
-        sleep(Duration::from_millis(500)).await;
-        return Ok(());
+        return pause_after(error.into()).await;
     }
     tracing::info!(lease = format!("{:x}", life.session.lease()), "session opened");
     health.set_ready(true);
@@ -237,17 +234,19 @@ where
         tracing::warn!("session lost: everything claimed under it is dropped, opening another");
     }
     presence.leave().await;
-    ended
+    match ended {
+        Ok(()) => Ok(()),
+        Err(error) => pause_after(error).await,
+    }
 }
 
-/// That etcd is away passes, and is no reason to end: after a pause all begins anew. Anything
-/// else is handed back.
-async fn wait_if_it_passes(error: anyhow::Error) -> anyhow::Result<()> {
+/// What etcd could not do now it may do in a moment; anything else ends the process.
+async fn pause_after(error: anyhow::Error) -> anyhow::Result<()> {
     let passes = |e: &Error| e.fate() != Fate::Refused || matches!(e, Error::Compacted { .. });
     if !error.chain().filter_map(|cause| cause.downcast_ref()).any(passes) {
         return Err(error);
     }
-    tracing::warn!(error = format!("{error:#}"), "interrupted, beginning anew");
+    tracing::warn!(error = format!("{error:#}"), "interrupted, beginning again with a new session");
     sleep(Duration::from_millis(500)).await;
     Ok(())
 }
@@ -258,6 +257,7 @@ struct Presence<'a> {
     key: String,
     value: Instance,
     last: (Instant, u64, u64),
+    told: Option<Instant>,
 }
 
 impl<'a> Presence<'a> {
@@ -282,6 +282,7 @@ impl<'a> Presence<'a> {
                 lag_ms: 0,
             },
             last: (Instant::now(), figures.rows.load(Relaxed), figures.samples.load(Relaxed)),
+            told: None,
         }
     }
 
@@ -305,11 +306,26 @@ impl<'a> Presence<'a> {
         self.value.samples_per_second = rate(samples, self.last.2);
         self.value.backlog = figures.backlog.load(Relaxed);
         self.value.lag_ms = figures.lag_ms.load(Relaxed);
+        if samples != self.last.2 || rows != self.last.1 {
+            self.log_progress(rows, samples);
+        }
         self.last = (Instant::now(), rows, samples);
         let renewed = self.life.process.etcd.renew(&self.key, to_json(&self.value));
         if let Err(error) = renewed.await {
             tracing::debug!(%error, "could not renew the instance's figures");
         }
+    }
+
+    /// Tells how work goes while it goes: every two seconds to a person, every ten to a file.
+    fn log_progress(&mut self, rows: u64, samples: u64) {
+        let watched = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let every = if watched { FIGURES_EVERY } else { PROGRESS_EVERY };
+        if self.told.is_some_and(|at| at.elapsed() < every) {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let Instance { samples_per_second, claims, backlog, lag_ms, .. } = self.value;
+        tracing::info!(rows, samples, samples_per_second, claims, backlog, lag_ms, "progress");
     }
 
     /// Revokes the lease when nothing else holds the session any more; else it expires.

@@ -72,7 +72,7 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, default_value_t = Shape::Long)]
     pub layout: Shape,
     /// File to write, replaced once it is complete; - for standard output
-    #[arg(long, short, default_value = "-")]
+    #[arg(long, short, alias = "out", default_value = "-")]
     pub output: PathBuf,
 }
 

@@ -139,7 +139,7 @@ async fn two_copies_of_a_file_are_one_source() {
     let report = case.audited_until("all is read", done).await;
     assert_eq!(report.rows.accepted, 5000);
     for streamer in streamers {
-        streamer.wait_for_log("registered already").await;
+        streamer.wait_for_log("going on with a registered source").await;
         streamer.terminate().await;
     }
     let sources = etcd.etcdctl(&["get", "--prefix", "--keys-only", "/copies/sources/"]);

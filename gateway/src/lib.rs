@@ -1,0 +1,10 @@
+//! The gateway: from the store to APIs.
+//!
+//! [`view`] holds what etcd says, at a revision; [`rest`] answers from it; [`web`] is what all
+//! answers have in common (problems, headers, metrics, the OpenAPI document and its pages);
+//! [`server`] puts them together and runs.
+
+pub mod rest;
+pub mod server;
+pub mod view;
+pub mod web;

@@ -1,0 +1,48 @@
+//! REST: routes and the JSON they answer with, all from one snapshot of the view.
+
+mod clusters;
+mod gpus;
+mod health;
+mod params;
+mod resources;
+mod stats;
+mod telemetry;
+
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub use resources::{
+    ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
+    HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
+};
+pub use stats::{
+    ClusterStats, InstanceResource, Instances, RateStats, RowStats, SampleStats, ShardStats,
+    SpanStats,
+};
+
+use crate::web::App;
+
+/// Every documented route.
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(health::health))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .routes(routes!(health::audit))
+        .routes(routes!(gpus::list))
+        .routes(routes!(gpus::one))
+        .routes(routes!(telemetry::of_gpu))
+        .routes(routes!(clusters::host_names))
+        .routes(routes!(gpus::of_host))
+        .routes(routes!(clusters::list))
+        .routes(routes!(clusters::one))
+        .routes(routes!(stats::stats))
+        .routes(routes!(clusters::hosts))
+        .routes(routes!(clusters::host))
+        .routes(routes!(clusters::host_gpus))
+        .routes(routes!(clusters::host_gpu))
+        .routes(routes!(telemetry::metrics))
+        .routes(routes!(telemetry::of_host_gpu))
+        .routes(routes!(telemetry::list))
+        .routes(routes!(telemetry::latest))
+}

@@ -1,0 +1,289 @@
+//! Telemetry out of one snapshot: which blocks and messages matter, in which order, until no
+//! further one can.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use nexus_common::{
+    block::{Block, Section},
+    keyspace::BlockName,
+    model::{ClusterId, Gpu, GpuId, HostName},
+};
+use tokio::time::timeout;
+
+use super::{
+    BlockGone, View,
+    points::{Bounds, Point, PointKey, Points},
+    snapshot::Snapshot,
+};
+
+/// Most blocks one query may look into: at 64 KiB each that is 64 MiB to fetch and about a
+/// second to decode.
+pub(super) const BLOCKS_PER_QUERY_MAX: usize = 1000;
+/// Blocks fetched ahead of the one that is decoded: most queries need one or two.
+const FETCHES_AHEAD: usize = 4;
+/// Queries at once; the others wait. Each may hold ten thousand points (a few MiB) and some blocks.
+pub(super) const QUERIES_MAX: usize = 32;
+/// How often a query begins again because blocks went under it.
+const TRIES: usize = 3;
+/// How long it waits for a newer snapshot then.
+const NEWER_WITHIN: Duration = Duration::from_millis(500);
+
+/// Which series of a host.
+#[derive(Debug, Clone)]
+pub enum Which {
+    /// All, the host's own too.
+    All,
+    /// Those of these GPUs.
+    Gpus(Arc<BTreeSet<GpuId>>),
+}
+
+impl Which {
+    fn wants(&self, gpu: Option<&Gpu>) -> bool {
+        match self {
+            Which::All => true,
+            Which::Gpus(ids) => gpu.is_some_and(|gpu| ids.contains(&gpu.id)),
+        }
+    }
+}
+
+/// One host to look at.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// The host.
+    pub host: HostName,
+    /// Which of its series.
+    pub which: Which,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Query {
+    /// Where to look.
+    pub targets: Vec<Target>,
+    /// First instant, inclusive, in milliseconds since the epoch.
+    pub start: i64,
+    /// Last instant, inclusive.
+    pub end: i64,
+    /// Only what comes behind this one, in the direction of reading.
+    pub after: Option<PointKey>,
+    /// The newest points instead of the oldest. The answer ascends in both cases.
+    pub newest: bool,
+    /// Most points.
+    pub limit: usize,
+}
+
+/// The points and where they come from.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// In the order of time.
+    pub points: Vec<Point>,
+    /// Where to go on, if there is more.
+    pub next: Option<PointKey>,
+    /// All of it is of this snapshot.
+    pub snapshot: Arc<Snapshot>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// Too many blocks would have to be read.
+    #[error("more than {BLOCKS_PER_QUERY_MAX} blocks would have to be read")]
+    TooWide,
+    /// Blocks went under the query, again and again.
+    #[error("the blocks that were needed went while they were read, {TRIES} times")]
+    Moving,
+    /// etcd does not answer.
+    #[error("etcd does not answer: {0}")]
+    Etcd(#[source] nexus_common::etcd::Error),
+    /// A decoder failed in a way it must not.
+    #[error("a block could not be decoded")]
+    Decoder,
+}
+
+/// A block or some of the queue that may hold points.
+struct Part {
+    cluster: ClusterId,
+    host: HostName,
+    which: Which,
+    start: i64,
+    end: i64,
+    /// Later reads have higher ranks: blocks in the order of their commits, then the queue.
+    rank: u32,
+    body: Body,
+}
+
+enum Body {
+    Block(Arc<BlockName>),
+    Section(Section),
+}
+
+impl View {
+    /// Answers what `ask` asks of a snapshot, `snapshot` first. If blocks are gone that it names,
+    /// a newer snapshot is asked the same.
+    ///
+    /// # Errors
+    /// When it cannot be answered; see [`QueryError`].
+    pub async fn points(
+        &self,
+        mut snapshot: Arc<Snapshot>,
+        ask: impl Fn(&Snapshot) -> Query,
+    ) -> Result<Answer, QueryError> {
+        // Never closed, so there is always a turn.
+        let _turn = self.0.queries.acquire().await;
+        for _ in 0..TRIES {
+            match self.points_of(&snapshot, ask(&snapshot)).await {
+                Err(BlockError::Gone(BlockGone::Gone(name))) => {
+                    tracing::debug!(block = %name, "a block went under a query");
+                }
+                Err(BlockError::Gone(BlockGone::Etcd(error))) => {
+                    return Err(QueryError::Etcd(error));
+                }
+                Err(BlockError::Query(error)) => return Err(error),
+                Ok((points, next)) => return Ok(Answer { points, next, snapshot }),
+            }
+            let old = snapshot.places_revision.max(snapshot.revision);
+            let mut published = self.subscribe();
+            let newer = |s: &Option<Arc<Snapshot>>| {
+                s.as_ref().is_some_and(|s| s.places_revision.max(s.revision) > old)
+            };
+            // If none comes, the current one is asked again: it may have been the network.
+            let _ = timeout(NEWER_WITHIN, published.wait_for(newer)).await;
+            snapshot = self.snapshot().unwrap_or(snapshot);
+        }
+        Err(QueryError::Moving)
+    }
+
+    async fn points_of(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        query: Query,
+    ) -> Result<(Vec<Point>, Option<PointKey>), BlockError> {
+        let parts = parts(snapshot, &query);
+        let (limit, newest) = (query.limit, query.newest);
+        // One more than asked for tells whether there is more.
+        let mut points = Points::new(Bounds {
+            start: query.start,
+            end: query.end,
+            after: query.after,
+            newest,
+            limit: limit + 1,
+        });
+        let fetch = |part: Part| async move {
+            let sections = match &part.body {
+                Body::Section(section) => Fetched::Sections(vec![section.clone()]),
+                Body::Block(name) => Fetched::Block(self.block(name, snapshot).await?),
+            };
+            Ok::<_, BlockGone>((part, sections))
+        };
+        // Looked at before it is fetched and again before it is decoded.
+        let mut fetched = stream::iter(parts).map(fetch).buffered(FETCHES_AHEAD);
+        let mut blocks = 0;
+        while let Some(next) = fetched.next().await {
+            let (part, sections) = next.map_err(BlockError::Gone)?;
+            if !points.can_use((&part.cluster, &part.host), part.start, part.end) {
+                break;
+            }
+            blocks += usize::from(matches!(sections, Fetched::Block(_)));
+            if blocks > BLOCKS_PER_QUERY_MAX {
+                return Err(BlockError::Query(QueryError::TooWide));
+            }
+            let decoded = tokio::task::spawn_blocking(move || {
+                decode(&part, sections, &mut points);
+                points
+            });
+            points = decoded.await.map_err(|_| BlockError::Query(QueryError::Decoder))?;
+        }
+        Ok(page(points.finish(), limit, newest))
+    }
+}
+
+enum BlockError {
+    Gone(BlockGone),
+    Query(QueryError),
+}
+
+enum Fetched {
+    Block(bytes::Bytes),
+    Sections(Vec<Section>),
+}
+
+/// Cuts off the one too many and says where to go on.
+fn page(mut points: Vec<Point>, limit: usize, newest: bool) -> (Vec<Point>, Option<PointKey>) {
+    if points.len() <= limit {
+        return (points, None);
+    }
+    if newest {
+        points.remove(0);
+        let next = points.first().map(|p| p.key.clone());
+        (points, next)
+    } else {
+        points.pop();
+        let next = points.last().map(|p| p.key.clone());
+        (points, next)
+    }
+}
+
+/// All parts that reach into the query's span, the most promising first: by the best point each
+/// could hold.
+fn parts(snapshot: &Snapshot, query: &Query) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for target in &query.targets {
+        let Some((_, host)) = snapshot.host(target.cluster.as_str(), target.host.as_str()) else {
+            continue;
+        };
+        let mut rank = 0;
+        let mut add = |start: i64, end: i64, body: Body| {
+            rank += 1;
+            if start <= query.end && end >= query.start {
+                let (cluster, host) = (target.cluster.clone(), target.host.clone());
+                let which = target.which.clone();
+                parts.push(Part { cluster, host, which, start, end, rank, body });
+            }
+        };
+        let mut blocks: Vec<&Arc<BlockName>> = host.blocks.iter().collect();
+        blocks.sort_by_key(|b| (&b.bucket, b.partition, b.commit, b.ordinal));
+        for name in blocks {
+            add(name.start.as_millis(), name.end.as_millis(), Body::Block(Arc::clone(name)));
+        }
+        for section in host.sections() {
+            let (start, end) = (section.start().as_millis(), section.end().as_millis());
+            add(start, end, Body::Section(section.clone()));
+        }
+    }
+    let after = query.after.as_ref().map(|key| key.at);
+    if query.newest {
+        parts.retain(|p| after.is_none_or(|at| p.start <= at));
+        parts.sort_by(|a, b| {
+            (b.end, &b.cluster, &b.host, b.rank).cmp(&(a.end, &a.cluster, &a.host, a.rank))
+        });
+    } else {
+        parts.retain(|p| after.is_none_or(|at| p.end >= at));
+        parts.sort_by(|a, b| {
+            (a.start, &a.cluster, &a.host, a.rank).cmp(&(b.start, &b.cluster, &b.host, b.rank))
+        });
+    }
+    parts
+}
+
+/// Decodes what is wanted of a part. What cannot be decoded is left out and told.
+fn decode(part: &Part, fetched: Fetched, points: &mut Points) {
+    let sections = match fetched {
+        Fetched::Sections(sections) => sections,
+        Fetched::Block(bytes) => match Block::decode(bytes) {
+            Ok(block) => block.sections,
+            Err(error) => {
+                tracing::error!(host = %part.host, %error, "a stored block cannot be read");
+                return;
+            }
+        },
+    };
+    for section in sections.iter().filter(|s| *s.host() == part.host) {
+        match section.decode_matching(|gpu, _| part.which.wants(gpu)) {
+            Ok(samples) => points.add(&part.cluster, part.rank, &samples),
+            Err(error) => tracing::error!(host = %part.host, %error, "a section cannot be read"),
+        }
+    }
+}

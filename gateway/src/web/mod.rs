@@ -1,0 +1,56 @@
+//! What all answers have in common: the router, problems, headers, metrics, the document.
+
+mod observe;
+mod openapi;
+mod pages;
+mod problem;
+
+use std::sync::Arc;
+
+use axum::{Router, middleware::from_fn_with_state};
+use nexus_common::{
+    model::ClusterId,
+    runtime::{Health, Metrics},
+};
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+
+pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
+pub use openapi::document;
+pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
+
+use crate::{rest, view::View};
+
+/// What handlers need, cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    /// Where answers come from.
+    pub view: View,
+    /// The process' metrics.
+    pub metrics: Arc<Metrics>,
+    /// Whether the process has a session.
+    pub health: Arc<Health>,
+    /// Requests, counted.
+    pub http: HttpMeters,
+    /// The cluster this gateway is set to.
+    pub cluster_id: ClusterId,
+    /// How far behind the newest sample of its cluster a GPU is still active, in milliseconds.
+    pub active_window_ms: i64,
+    /// Running processes, read on demand.
+    pub instances: Arc<rest::Instances>,
+    /// Cancelled when the process drains.
+    pub stop: CancellationToken,
+}
+
+/// Every route.
+pub fn router(app: App) -> Router {
+    let (routes, document) =
+        OpenApiRouter::with_openapi(openapi::head()).merge(rest::routes()).split_for_parts();
+    let document = openapi::finish(document);
+    routes
+        .merge(pages::routes(&document))
+        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(from_fn_with_state(app.clone(), observe::observe))
+        .with_state(app)
+}

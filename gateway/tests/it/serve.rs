@@ -1,0 +1,128 @@
+//! A gateway of our own, and a client.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use nexus_common::{
+    model::Role,
+    runtime::Process,
+    testing::{TestEtcd, eventually},
+};
+use nexus_gateway::{
+    server::{GatewayArgs, Serving, start},
+    view::View,
+};
+use serde_json::Value;
+
+/// Serves until dropped.
+pub(crate) struct Gateway {
+    pub(crate) serving: Serving,
+    pub(crate) process: Process,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.process.stop.cancel();
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    pub(crate) fn revision(&self) -> i64 {
+        self.headers["x-nexus-revision"].parse().unwrap()
+    }
+}
+
+impl Gateway {
+    /// Serves and waits until its view is loaded.
+    pub(crate) async fn start(etcd: &TestEtcd, name: &str) -> Self {
+        let gateway = Self::start_unloaded(etcd, name).await;
+        let loaded = || async { gateway.view().snapshot().is_some() };
+        eventually("the view is loaded", Duration::from_secs(10), loaded).await;
+        gateway
+    }
+
+    pub(crate) async fn start_unloaded(etcd: &TestEtcd, name: &str) -> Self {
+        let process = etcd.process(Role::Gateway, name, 10).await;
+        let args = GatewayArgs {
+            common: (*process.args).clone(),
+            gateway_id: None,
+            listen: ([127, 0, 0, 1], 0).into(),
+            port: None,
+            cache_bytes: 1 << 20,
+            active_window_seconds: 300,
+        };
+        let serving = start(&process, &args).await.unwrap();
+        Self { serving, process }
+    }
+
+    pub(crate) fn view(&self) -> &View {
+        &self.serving.view
+    }
+
+    /// GET, whatever the status.
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send("GET", path, &[], None).await
+    }
+
+    /// GET that must be 200.
+    pub(crate) async fn ok(&self, path: &str) -> Value {
+        let reply = self.get(path).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text);
+        reply.json()
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&str>,
+    ) -> Reply {
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.serving.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body.unwrap_or_default().to_owned()).unwrap();
+        let call = move || {
+            let agent: ureq::Agent = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .allow_non_standard_methods(true)
+                .max_redirects(0)
+                .timeout_global(Some(Duration::from_secs(20)))
+                .build()
+                .into();
+            let mut response = agent.run(request).unwrap();
+            let headers = response.headers().iter();
+            Reply {
+                status: response.status().as_u16(),
+                headers: headers
+                    .map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned()))
+                    .collect(),
+                text: response.body_mut().read_to_string().unwrap(),
+            }
+        };
+        tokio::task::spawn_blocking(call).await.unwrap()
+    }
+
+    /// Waits until the view has everything up to `revision` that says which samples exist.
+    pub(crate) async fn caught_up(&self, samples: u64) {
+        let has_all = || async {
+            let snapshot = self.view().snapshot().unwrap();
+            snapshot.lanes.values().map(|p| p.samples).sum::<u64>() >= samples
+        };
+        eventually("the view has all samples", Duration::from_secs(10), has_all).await;
+    }
+}
