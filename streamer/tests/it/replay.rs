@@ -62,7 +62,7 @@ async fn a_looped_replay_is_near_now_and_goes_on_without_gap_or_double() {
     streamer.terminate().await;
     let streamer = start();
     let stopped = case.audited_until("it stands", |_| true).await.samples.queued;
-    // Caught up: what is queued is what is due. A tenth of a second of it is 15 samples.
+    // Caught up: what is queued is what is due, but for the last two seconds.
     let due = |at: i64| (at - begun) * SPEED / 1000 * GPUS.len() as i64;
     let caught_up = |queued: u64| queued as i64 > due(now()) - 100 * GPUS.len() as i64;
     case.audited_until("it catches up", |r| {
@@ -77,7 +77,7 @@ async fn a_looped_replay_is_near_now_and_goes_on_without_gap_or_double() {
         let (first, last) = (samples[0].0, samples[samples.len() - 1].0);
         assert!(first >= begun && first < begun + 5000, "it began at {first}, not at {begun}");
         assert!(last <= ended, "{last} is not yet, it is {ended}");
-        // Two seconds of the file are 40 ms of the wall: no step is missing, none is there twice.
+        // A second of the file is 20 ms of the wall: no step is missing, none is there twice.
         for (n, (at, value)) in (0..).zip(&samples) {
             let expected = (first + n * 1000 / SPEED, (n % SECONDS) as f64);
             assert_eq!((*at, *value), expected, "sample {n} of {gpu}");
