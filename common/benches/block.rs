@@ -1,11 +1,13 @@
 //! How small blocks of DCGM telemetry are, and how fast they are written and read.
+#![allow(missing_docs)] // divan makes public items of benches
 
-use divan::counter::ItemsCounter;
+use divan::counter::ItemsCount;
 use nexus_common::block::{Block, Section, merge};
 use nexus_common::model::{
     ClusterId, Gpu, GpuId, HostName, HostSamples, Labels, MetricName, SeriesSamples,
 };
 
+#[allow(unreachable_pub)] // it is a test's module, too
 mod dcgm;
 
 /// Consecutive pieces of `seconds` of one host at 1 Hz.
@@ -54,19 +56,19 @@ fn block(sections: Vec<Section>) -> Block {
 }
 
 /// Samples of one host over this many seconds at 1 Hz: 80 a second.
-const SECONDS: [usize; 5] = [10, 50, 60, 600, 3600];
+const SECONDS: [usize; 6] = [1, 10, 50, 60, 600, 3600];
 
 #[divan::bench(args = SECONDS)]
 fn encode(bencher: divan::Bencher<'_, '_>, seconds: usize) {
     let samples = host(seconds, 1).remove(0);
-    bencher.counter(ItemsCounter::new(samples.samples())).bench(|| section(&samples));
+    bencher.counter(ItemsCount::new(samples.samples())).bench(|| section(&samples));
 }
 
 #[divan::bench(args = SECONDS)]
 fn decode(bencher: divan::Bencher<'_, '_>, seconds: usize) {
     let samples = host(seconds, 1).remove(0);
     let section = section(&samples);
-    bencher.counter(ItemsCounter::new(samples.samples())).bench(|| section.decode());
+    bencher.counter(ItemsCount::new(samples.samples())).bench(|| section.decode());
 }
 
 #[divan::bench(args = SECONDS)]
@@ -76,7 +78,7 @@ fn decode_one_metric_of_one_gpu(bencher: divan::Bencher<'_, '_>, seconds: usize)
         metric.as_str() == "power_draw" && gpu.is_some_and(|gpu| gpu.index == "3")
     };
     bencher
-        .counter(ItemsCounter::new(seconds))
+        .counter(ItemsCount::new(seconds))
         .bench(|| section.decode_matching(keep).map(|samples| samples.samples()));
 }
 
@@ -91,7 +93,7 @@ fn open_a_block_of_360_sections(bencher: divan::Bencher<'_, '_>) {
     let sections = host(10, 360).iter().map(section).collect();
     let bytes = block(sections).encode().expect("within limits");
     bencher
-        .counter(ItemsCounter::new(288_000_usize))
+        .counter(ItemsCount::new(288_000_usize))
         .bench(|| Block::decode(bytes.clone()).map(|block| block.samples()));
 }
 
@@ -99,7 +101,7 @@ fn open_a_block_of_360_sections(bencher: divan::Bencher<'_, '_>) {
 fn merge_360_sections(bencher: divan::Bencher<'_, '_>) {
     let parts = host(10, 360);
     bencher
-        .counter(ItemsCounter::new(288_000_usize))
+        .counter(ItemsCount::new(288_000_usize))
         .with_inputs(|| parts.clone())
         .bench_values(merge);
 }

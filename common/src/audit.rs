@@ -123,7 +123,6 @@ struct Audit {
     dead: BTreeSet<(Lane, u64)>,
     floor: Option<BucketId>,
     retired: BTreeMap<BucketId, Retired>,
-    buckets: BTreeSet<BucketId>,
 }
 
 impl Audit {
@@ -163,7 +162,6 @@ impl Audit {
                 self.report.blocks += 1;
                 self.report.block_bytes += name.bytes;
                 self.report.samples.stored += name.samples;
-                self.buckets.insert(name.bucket);
                 Ok(())
             }
             Key::Dead(lane, seq) => {

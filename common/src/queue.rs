@@ -271,6 +271,11 @@ impl Consumer {
         self.lanes.get(lane).map_or(0, |l| l.cursor.next)
     }
 
+    /// Samples of `lane` that were taken so far.
+    pub fn samples(&self, lane: &Lane) -> u64 {
+        self.lanes.get(lane).map_or(0, |l| l.cursor.samples)
+    }
+
     /// Number that the next commit will have.
     pub fn next_number(&self) -> u64 {
         self.number + 1

@@ -1,2 +1,53 @@
-//! nexus-streamer
-fn main() {}
+//! nexus-streamer: parses the command line, then does it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use nexus_common::runtime::{conclude, parse_args};
+use nexus_streamer::{
+    args::Args,
+    generate::{GenerateArgs, generate},
+};
+
+/// Streams GPU telemetry from sources into the queue in etcd
+#[derive(Debug, Parser)]
+#[command(name = "nexus-streamer", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    args: Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Stream until told to stop (the default)
+    Run(Box<Args>),
+    /// Write DCGM telemetry as CSV, to try the pipeline with
+    Generate(GenerateArgs),
+}
+
+fn main() -> ExitCode {
+    let cli: Cli = parse_args(std::env::args_os());
+    let result = match cli.command {
+        Some(Command::Run(args)) => stream(*args),
+        Some(Command::Generate(args)) => run_generate(&args),
+        None => stream(cli.args),
+    };
+    conclude("nexus-streamer", result)
+}
+
+fn stream(args: Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(nexus_streamer::run(args))
+}
+
+fn run_generate(args: &GenerateArgs) -> anyhow::Result<()> {
+    let written = generate(args)?;
+    let (rows, samples, bytes) = (written.rows, written.samples, written.bytes);
+    if rows == 0 {
+        return Ok(()); // whoever read standard output has left
+    }
+    eprintln!("{rows} rows, {samples} samples, {bytes} bytes to {}", args.output.display());
+    Ok(())
+}

@@ -276,4 +276,35 @@ mod tests {
         let known: Vec<_> = METRICS.iter().map(|m| m.name).take(WIRE_METRICS.len()).collect();
         assert_eq!(known, WIRE_METRICS, "the registry may differ, this list may only grow");
     }
+
+    #[test]
+    fn a_small_dictionary_that_unfolds_to_a_large_one_is_refused() {
+        let label = |i: usize| format!("{i:0256}");
+        let mut raw = vec![PLAIN, 0];
+        put_varint(&mut raw, LABELS_MAX as u64);
+        (0..LABELS_MAX).for_each(|i| put_bytes(&mut raw, label(i).as_bytes()));
+        let sets = 2000;
+        put_varint(&mut raw, sets);
+        for _ in 0..sets {
+            raw.push(LABELS_MAX as u8);
+            (0..LABELS_MAX as u8).for_each(|i| raw.extend([i, 0]));
+        }
+        raw.push(0);
+        let refused = decode(&raw);
+        assert!(matches!(refused, Err(BlockError::TooLarge { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_decompressor_is_not_given_more_room_than_was_declared() {
+        let bomb = zstd::bulk::compress(&vec![0; 2 * DICTIONARY_BYTES_MAX], 3).unwrap();
+        let check = |declared: usize| {
+            let mut bytes = vec![ZSTD];
+            put_varint(&mut bytes, declared as u64);
+            bytes.extend_from_slice(&bomb);
+            decode(&bytes)
+        };
+        assert!(matches!(check(100), Err(BlockError::Codec(_))));
+        let declared = 2 * DICTIONARY_BYTES_MAX;
+        assert!(matches!(check(declared), Err(BlockError::TooLarge { .. })));
+    }
 }

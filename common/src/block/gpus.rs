@@ -47,7 +47,8 @@ pub(super) fn encode_gpus(
         return Ok(());
     }
     let uuids: Vec<&str> = gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
-    let fields: [(&'static str, fn(&Gpu) -> &str); 6] = [
+    type Field = (&'static str, fn(&Gpu) -> &str);
+    let fields: [Field; 6] = [
         ("id", |gpu| gpu.id.as_str()),
         ("index", |gpu| &gpu.index),
         ("device", |gpu| &gpu.device),

@@ -14,7 +14,7 @@ use pco::data_types::Number;
 use pco::wrapped::{FileCompressor, FileDecompressor};
 use pco::{ChunkConfig, DeltaSpec, ModeSpec, PagingSpec};
 
-use super::bits::{BitReader, BitWriter, best_rice, bit_length};
+use super::bits::{BitReader, BitWriter, best_rice};
 use super::bytes::{Reader, put_bytes, put_varint};
 use super::{BlockError, EncodeError};
 use crate::limits::BLOCK_BYTES_MAX;
@@ -25,7 +25,7 @@ const SPARSE: u8 = 64;
 const PCO_16: u8 = 128;
 const PCO_32: u8 = 129;
 const PCO_64: u8 = 130;
-/// Largest Rice parameter the tags have room for.
+/// Largest Rice parameter the tags have room for: 63 would hardly be shorter for anything.
 const K_MAX: u32 = 62;
 
 /// From here on pco earns its table: below, Rice codes take less space and less time.
@@ -39,8 +39,7 @@ pub(super) fn encode(values: &[u64], out: &mut Vec<u8>) -> Result<(), EncodeErro
     };
     let nonzero = values.iter().filter(|&&v| v > 0).count();
     let start = out.len();
-    // The tags leave no room for k = 63, which only pays for values of 64 bits.
-    if values.len() >= MANY || bit_length(max) > K_MAX {
+    if values.len() >= MANY {
         encode_pco(values, max, out)?;
         if nonzero < values.len() / 8 {
             keep_shorter(out, start, |out| encode_sparse(values, nonzero, out));
@@ -226,7 +225,7 @@ mod tests {
         check((0..4000).map(|i| i * i % 97).collect(), PCO_16..=PCO_16);
         check((0..4000).map(|i| i * i % 97_001).collect(), PCO_32..=PCO_32);
         check((0..4000).map(|i| i << 40 | i).collect(), PCO_64..=PCO_64);
-        check(vec![u64::MAX, 0, 1 << 62], PCO_64..=PCO_64);
+        check(vec![u64::MAX, 0, 1 << 62], RICE..=SPARSE - 1);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One host's samples as a string of bytes that stands for itself.
 
+use std::fmt;
+
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -17,7 +19,7 @@ const CHECKSUM_BYTES: usize = 4;
 
 /// Some samples of one host, encoded. Cheap to clone: the bytes are shared, be it with the block
 /// they came in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Section {
     bytes: Bytes,
     host: HostName,
@@ -27,6 +29,13 @@ pub struct Section {
     dictionary: Bytes,
     /// Where the columns begin.
     columns: usize,
+}
+
+impl fmt::Debug for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, host, start, end, samples, .. } = self;
+        write!(f, "Section({host}, {start} to {end}, {samples} samples, {} bytes)", bytes.len())
+    }
 }
 
 impl Section {
@@ -88,6 +97,9 @@ impl Section {
         let span = reader.varint("end of a section")?;
         let end = timestamp(start.as_millis().checked_add_unsigned(span))?;
         let samples = reader.count("samples of a section", SECTION_SAMPLES_MAX)? as u64;
+        if samples == 0 {
+            return Err(BlockError::Corrupt("a section without a sample"));
+        }
         let n = reader.count("dictionary", BLOCK_BYTES_MAX)?;
         let dictionary = bytes.slice_ref(reader.take(n, "dictionary")?);
         let columns = bytes.len() - reader.rest().len();

@@ -220,13 +220,17 @@ fn with_checksum(mut section: Vec<u8>) -> Bytes {
     Bytes::from(section)
 }
 
-/// Reads all there is to read. Anything but a panic will do.
+/// Reads all there is to read. It may fail, or be other samples, but only such as it says.
 fn open(bytes: Bytes) {
-    if let Ok(section) = Section::parse(bytes) {
-        let _ = section.dictionary();
-        if let Ok(samples) = section.decode() {
-            assert!(samples.samples() <= SECTION_SAMPLES_MAX);
-        }
+    let Ok(section) = Section::parse(bytes) else { return };
+    let _ = section.dictionary();
+    let Ok(samples) = section.decode() else { return };
+    assert_eq!(samples.samples() as u64, section.samples());
+    let span = section.start().as_millis()..=section.end().as_millis();
+    for series in &samples.series {
+        assert_eq!(series.timestamps.len(), series.values.len());
+        assert!(series.timestamps.iter().all(|at| span.contains(at)));
+        assert!(series.gpu.is_none_or(|gpu| (gpu as usize) < samples.gpus.len()));
     }
 }
 
@@ -351,6 +355,61 @@ fn merging_unites_by_identity_and_believes_the_last_description() {
     let mut stranger = one(1, 0, "1");
     stranger.host = HostName::new("host-2").unwrap();
     assert_eq!(merge(vec![one(1, 0, "1"), stranger]), None);
+}
+
+#[test]
+fn merging_keeps_equal_timestamps_in_the_order_of_the_parts() {
+    let part = |n: i32| {
+        let samples: Vec<_> = (0..60).map(|i| (i64::from((i * 7) % 2), f64::from(n + i))).collect();
+        host(vec![], vec![series(None, "m", Labels::default(), &samples)])
+    };
+    let merged = merge(vec![part(0), part(100)]).unwrap();
+    assert_eq!(merged.samples(), 120);
+    let (zeros, ones) = merged.series[0].values.split_at(60);
+    assert!(zeros.is_sorted() && ones.is_sorted());
+}
+
+/// Samples that make use of most of what the format has: packed UUIDs and a MIG instance, label
+/// sets in a compressed dictionary, columns of each kind and scale, each kind of integers.
+fn golden() -> HostSamples {
+    let uuid = "GPU-01234567-89ab-cdef-0123-456789abcdef";
+    let mut mig = gpu(0, &format!("{uuid}:1"));
+    mig.uuid = uuid.to_owned();
+    mig.mig_profile = "1g.10gb".to_owned();
+    let labels = Labels::new([("device", "sda"), ("path", &"/disk".repeat(50))]).unwrap();
+    let none = Labels::default;
+    let at = |i: i64| 1_752_871_354_000 + 1000 * i;
+    let regular = |value: &dyn Fn(i64) -> f64| -> Vec<(i64, f64)> {
+        (0..300).map(|i| (at(i), value(i))).collect()
+    };
+    let few: Vec<_> = (0..4).map(|i| (at(i * i), 61.5 + 0.001 * i as f64)).collect();
+    let bits: Vec<_> = [f64::NAN, -0.0, f64::INFINITY, -1.0 / 3.0]
+        .into_iter()
+        .enumerate()
+        .map(|(i, v)| (at(9 - i as i64), v))
+        .collect();
+    host(
+        vec![gpu(0, uuid), mig],
+        vec![
+            series(Some(0), "gpu_utilization", none(), &regular(&|i| (i * i % 11) as f64)),
+            series(Some(1), "gpu_utilization", none(), &few),
+            series(Some(0), "memory_used_mb", none(), &regular(&|i| (100 + i / 200) as f64)),
+            series(Some(0), "sm_clock_mhz", none(), &regular(&|_| 1980.0)),
+            series(Some(0), "total_energy_mj", none(), &regular(&|i| (i * 250_000 + i % 3) as f64)),
+            series(None, "node_disk_io", labels, &bits),
+            series(None, "node_load1", none(), &[(at(0), 0.1), (at(1), 0.25), (at(1), 0.1)]),
+        ],
+    )
+}
+
+#[test]
+fn what_version_1_wrote_is_read_for_ever() {
+    let digits: Vec<u8> = include_str!("golden_v1.hex").bytes().filter(|b| *b != b'\n').collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    let block = Block::decode(digits.chunks(2).map(byte).collect()).unwrap();
+    assert_eq!(block.cluster.as_str(), "c");
+    assert_eq!(block.sections.len(), 1);
+    assert_eq!(canonical(&block.sections[0].decode().unwrap()), canonical(&golden()));
 }
 
 /// `seconds` of a made-up host at 1 Hz.

@@ -306,15 +306,20 @@ impl Etcd {
         within(self.config.request_timeout, &attempt, put).await.map(|_| ())
     }
 
-    /// Bytes of etcd's database file, when this client may know it.
+    /// Bytes in use in etcd's database (free pages not counted), when this client may know.
     ///
     /// # Errors
     /// When etcd does not answer or refuses: callers treat the size as unknown.
-    pub async fn database_bytes(&self) -> Result<u64, Error> {
+    pub async fn used_bytes(&self) -> Result<u64, Error> {
         let mut client = self.data.maintenance_client();
         let status =
             within(self.config.request_timeout, "ask for etcd's status", client.status()).await?;
-        Ok(u64::try_from(status.db_size()).unwrap_or(0))
+        // The client's name for `dbSizeInUse`; members before 3.4 do not tell it.
+        let used = match status.raft_used_db_size() {
+            0 => status.db_size(),
+            used => used,
+        };
+        Ok(u64::try_from(used).unwrap_or(0))
     }
 
     /// A request that may be repeated, with growing pauses between tries.

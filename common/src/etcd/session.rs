@@ -188,7 +188,14 @@ async fn beat(
     stream: &mut Option<(LeaseKeeper, LeaseKeepAliveStream)>,
 ) -> Result<Option<i64>, etcd_client::Error> {
     if stream.is_none() {
-        *stream = Some(client.lease_keep_alive(lease).await?);
+        *stream = match client.lease_keep_alive(lease).await {
+            Ok(opened) => Some(opened),
+            // How the client puts a first answer with no time left in it.
+            Err(etcd_client::Error::LeaseKeepAliveError(e)) if e == "lease not found" => {
+                return Ok(Some(0));
+            }
+            Err(e) => return Err(e),
+        };
     }
     let Some((keeper, answers)) = stream else { return Ok(None) };
     keeper.keep_alive().await?;

@@ -22,6 +22,10 @@ const WATCH_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a quiet watch is asked whether it lives, and how long it may stay silent.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long a follower may leave the channel full.
+const LAG_MAX: Duration = Duration::from_secs(1);
+/// First and longest pause before listing again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// One key changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,8 +146,8 @@ impl Message {
 
 /// Lists `range`, then follows it, telling `tell` until `stop` or the receiver is gone.
 ///
-/// Only for ranges of tiny keys. The channel's bound is the back-pressure: while the follower
-/// does not take, nothing is read from etcd.
+/// Only for ranges of tiny keys. A follower that does not take for a second loses the watch and
+/// gets a new snapshot when it does: a watch that lags costs etcd more than a list.
 pub async fn follow(
     etcd: Etcd,
     range: KeyRange,
@@ -151,8 +155,9 @@ pub async fn follow(
     stop: CancellationToken,
 ) {
     let work = async {
-        let mut pause = Duration::from_millis(50);
+        let mut pause = PAUSE.0;
         loop {
+            let began = Instant::now();
             match list_and_watch(&etcd, &range, &tell).await {
                 Ok(()) => return,
                 Err(e) => {
@@ -160,8 +165,12 @@ pub async fn follow(
                     tracing::warn!(key, error = %e, "watch interrupted, listing again");
                 }
             }
+            if began.elapsed() > SILENCE_MAX {
+                // It had worked for a while: this is another trouble than the last.
+                pause = PAUSE.0;
+            }
             sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
+            pause = (pause * 2).min(PAUSE.1);
         }
     };
     tokio::select! {
@@ -183,8 +192,11 @@ async fn list_and_watch(
         return Ok(());
     }
     let mut last_error = None;
-    // A plain interruption resumes; five in a row without a message mean that listing is due.
-    for _ in 0..5 {
+    // A plain interruption resumes; five in a row without a change mean that listing is due.
+    let (mut in_a_row, mut applied) = (0, feed.applied);
+    while in_a_row < 5 {
+        in_a_row = if feed.applied > applied { 1 } else { in_a_row + 1 };
+        applied = feed.applied;
         let mut stream = match open(etcd, range, feed.applied + 1).await {
             Ok(stream) => stream,
             Err(e) => {
@@ -194,6 +206,9 @@ async fn list_and_watch(
             }
         };
         match drain(&mut stream, &mut feed, tell).await {
+            Step::List if tell.capacity() == 0 => {
+                return Err(Error::Timeout { attempt: "tell a change".to_owned(), after: LAG_MAX });
+            }
             Step::List => {
                 let attempt = "watch".to_owned();
                 return Err(Error::Compacted { attempt, revision: feed.applied });
@@ -232,11 +247,11 @@ async fn drain(stream: &mut WatchStream, feed: &mut Feed, tell: &mpsc::Sender<Ev
         };
         match step {
             Step::Wait => {}
-            Step::Emit(event) => {
-                if tell.send(event).await.is_err() {
-                    return Step::Wait;
-                }
-            }
+            Step::Emit(event) => match timeout(LAG_MAX, tell.send(event)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Step::Wait,
+                Err(_) => return Step::List,
+            },
             Step::Resume | Step::List => return step,
         }
     }

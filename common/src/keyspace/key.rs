@@ -14,6 +14,8 @@ pub enum ClaimItem {
     Shard(Lane),
     /// One partition of the queue: a collector's work.
     Partition(PartitionId),
+    /// Registering a source: reading it through once to cut it is work for one.
+    Source(SourceId),
     /// Retention: one collector's extra work.
     Janitor,
 }
@@ -23,6 +25,7 @@ impl fmt::Display for ClaimItem {
         match self {
             ClaimItem::Shard(lane) => write!(f, "shards/{lane}"),
             ClaimItem::Partition(partition) => write!(f, "partitions/{partition}"),
+            ClaimItem::Source(source) => write!(f, "sources/{source}"),
             ClaimItem::Janitor => f.write_str("janitor"),
         }
     }
@@ -258,6 +261,7 @@ impl Keyspace {
             ["claims", "partitions", partition] => {
                 Key::Claim(ClaimItem::Partition(partition.parse()?))
             }
+            ["claims", "sources", source] => Key::Claim(ClaimItem::Source(source.parse()?)),
             ["claims", "janitor"] => Key::Claim(ClaimItem::Janitor),
             ["sources", source] => Key::Source(source.parse()?),
             ["shards", source, shard] => Key::Shard(lane(source, shard)?),
@@ -366,6 +370,7 @@ mod tests {
                 .prop_map(|(r, i)| Key::Instance(Role::ALL[r], InstanceId::new(&i).unwrap())),
             lane().prop_map(|l| Key::Claim(ClaimItem::Shard(l))),
             partition().prop_map(|p| Key::Claim(ClaimItem::Partition(p))),
+            id().prop_map(|s| Key::Claim(ClaimItem::Source(SourceId::new(&s).unwrap()))),
             id().prop_map(|s| Key::Source(SourceId::new(&s).unwrap())),
             lane().prop_map(Key::Shard),
             (partition(), lane(), seq(), any::<u64>())

@@ -1,7 +1,11 @@
 //! Flags that every process has. A flag, its environment variable and its Helm value are the
 //! same word.
 
-use std::{ffi::OsString, process::exit, time::Duration};
+use std::{
+    ffi::OsString,
+    process::{ExitCode, exit},
+    time::Duration,
+};
 
 use clap::{Args, Parser, ValueEnum, error::ErrorKind};
 
@@ -94,6 +98,18 @@ pub fn parse_args<T: Parser>(args: impl IntoIterator<Item = OsString>) -> T {
         let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
         exit(if asked && told.is_ok() { 0 } else { 64 })
     })
+}
+
+/// Ends `main`: an error is told in one line, and a reader of standard output that has left
+/// (`| head`) is none.
+pub fn conclude(program: &str, result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let left = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.chain().filter_map(|cause| cause.downcast_ref()).any(left) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("{program}: {error:#}");
+    ExitCode::FAILURE
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod metrics;
 mod pool;
 mod process;
 
-pub use config::{CommonArgs, LogFormat, parse_args};
+pub use config::{CommonArgs, LogFormat, conclude, parse_args};
 pub use endpoint::{Health, health_routes, serve};
 pub use metrics::{Figures, METRICS_CONTENT_TYPE, Metrics, OpLabel, ResultLabel};
 pub use pool::{Work, work_on};

@@ -28,7 +28,7 @@ use crate::{
     model::InstanceId,
 };
 
-/// How long a free item waits for whom the plan names, before anybody may take it.
+/// How long an item nobody works on waits for whom the plan names, before anybody may take it.
 const ORPHAN_AFTER: Duration = Duration::from_secs(2);
 /// How often the claims are listed besides being watched: some etcd versions lose events.
 const RECONCILE_EVERY: Duration = Duration::from_secs(15);
@@ -52,14 +52,14 @@ struct Running {
     busy: Arc<AtomicBool>,
 }
 
-/// Works on `items` (all of one kind, whose claims lie below `claims/{kind}/`) until the process
-/// shall stop or the session is lost; then everything is given back.
+/// Works on `items` (all of one kind, whose claims begin with `claims`, such as
+/// `claims/partitions/`) until the process shall stop or the session is lost; then everything is given back.
 ///
 /// `work` runs once for each claim. When it returns, the claim is released; if the item is
 /// still there, it will be claimed again.
 pub async fn work_on<F>(
     life: &Life,
-    kind: &str,
+    claims: &str,
     items: watch::Receiver<BTreeSet<ClaimItem>>,
     work: impl Fn(Work) -> F,
 ) where
@@ -68,7 +68,7 @@ pub async fn work_on<F>(
     let stop = life.process.stop.child_token();
     let lost = life.session.lost().clone();
     let watches = stop.child_token();
-    let mut pool = Pool::new(life, kind, items);
+    let mut pool = Pool::new(life, claims, items);
     let (mut members, mut claims) = pool.follow(&watches);
     let mut tick = interval(TICK);
     let mut reconcile = interval(RECONCILE_EVERY);
@@ -101,14 +101,15 @@ struct Pool<'a> {
     rests_until: BTreeMap<ClaimItem, Instant>,
     running: BTreeMap<ClaimItem, Running>,
     running_tasks: JoinSet<Claim>,
+    counted: i64,
 }
 
 impl<'a> Pool<'a> {
-    fn new(life: &'a Life, kind: &str, items: watch::Receiver<BTreeSet<ClaimItem>>) -> Self {
+    fn new(life: &'a Life, claims: &str, items: watch::Receiver<BTreeSet<ClaimItem>>) -> Self {
         Self {
             life,
             me: life.process.instance.clone(),
-            claims_prefix: format!("claims/{kind}/"),
+            claims_prefix: claims.to_owned(),
             items,
             members: BTreeSet::new(),
             owners: BTreeMap::new(),
@@ -117,6 +118,7 @@ impl<'a> Pool<'a> {
             rests_until: BTreeMap::new(),
             running: BTreeMap::new(),
             running_tasks: JoinSet::new(),
+            counted: 0,
         }
     }
 
@@ -228,21 +230,23 @@ impl<'a> Pool<'a> {
         let items = self.items.borrow_and_update().clone();
         let now = Instant::now();
         self.rests_until.retain(|_, until| *until > now);
-        self.free_since.retain(|item, _| items.contains(item) && !self.owners.contains_key(item));
         // What we hold counts as ours even before the watch has told us.
         for item in self.running.keys() {
             self.owners.insert(item.clone(), self.me.clone());
         }
+        let idle: BTreeSet<ClaimItem> =
+            items.iter().filter(|item| self.is_idle(item)).cloned().collect();
+        self.free_since.retain(|item, _| idle.contains(item));
         self.leave_unwanted(&items);
         let plan = assign::plan(&self.me, &self.members, &items, &self.owners);
         self.leave_surplus(plan.surplus);
         let mut wanted = plan.claim;
-        for item in items.iter().filter(|item| !self.owners.contains_key(item)) {
+        for item in idle {
             let since = *self.free_since.entry(item.clone()).or_insert(now);
             // Spread over a second, so that not all take the same orphan at once.
-            let spread = Duration::from_millis(assign::score(item, &self.me) % 1000);
-            if now - since > ORPHAN_AFTER + spread && !wanted.contains(item) {
-                wanted.push(item.clone());
+            let spread = Duration::from_millis(assign::score(&item, &self.me) % 1000);
+            if now - since > ORPHAN_AFTER + spread && !wanted.contains(&item) {
+                wanted.push(item);
             }
         }
         wanted.retain(|item| {
@@ -251,7 +255,24 @@ impl<'a> Pool<'a> {
         for item in wanted {
             self.take(item, work).await;
         }
-        self.life.process.metrics.figures.claims.store(self.running.len() as i64, Relaxed);
+        self.count_claims();
+    }
+
+    /// Whether nobody works on `item`: it is free, or it is ours and we do not know of it. The
+    /// latter happens when a claim was applied and its answer lost, or a release not applied:
+    /// our lease would hold it for ever. Claiming again then finds the claim that stands.
+    fn is_idle(&self, item: &ClaimItem) -> bool {
+        match self.owners.get(item) {
+            None => true,
+            Some(owner) => *owner == self.me && !self.running.contains_key(item),
+        }
+    }
+
+    /// Several pools of a process share one figure.
+    fn count_claims(&mut self) {
+        let held = self.running.len() as i64;
+        self.life.process.metrics.figures.claims.fetch_add(held - self.counted, Relaxed);
+        self.counted = held;
     }
 
     async fn take<F>(&mut self, item: ClaimItem, work: &impl Fn(Work) -> F)
@@ -272,6 +293,7 @@ impl<'a> Pool<'a> {
             }
             // Somebody was quicker; the watch will tell who.
             Ok(None) => {
+                self.free_since.remove(&item);
                 self.rests_until.insert(item, Instant::now() + TICK);
             }
             Err(Error::SessionLost { .. }) => {}

@@ -16,7 +16,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::{
-    etcd::{Error, Etcd, Session},
+    etcd::{Error, Etcd, Fate, Session},
     keyspace::{Config, Floor, Instance, InstanceState, Key, from_json, to_json},
     model::{BucketId, InstanceId, Role, Timestamp},
 };
@@ -25,6 +25,8 @@ use crate::{
 const LAYOUT_VERSION: u32 = 1;
 /// How often the instance's key is renewed with fresh figures.
 const FIGURES_EVERY: Duration = Duration::from_secs(2);
+/// How often progress is logged where nobody watches.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// How long draining may take before the process leaves anyway: a crash is safe, too.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -157,7 +159,14 @@ where
         "starting"
     );
     while !process.stop.is_cancelled() {
-        let Some(config) = process.enter_keyspace().await? else { break };
+        let config = match process.enter_keyspace().await {
+            Ok(Some(config)) => config,
+            Ok(None) => break,
+            Err(error) => {
+                pause_after(error).await?;
+                continue;
+            }
+        };
         let opened = Session::open(
             &process.etcd,
             process.role,
@@ -167,8 +176,7 @@ where
         let session = match opened.await {
             Ok(session) => Arc::new(session),
             Err(error) => {
-                tracing::warn!(%error, "no session yet, trying again");
-                sleep(Duration::from_millis(500)).await;
+                pause_after(error.into()).await?;
                 continue;
             }
         };
@@ -191,9 +199,7 @@ where
     let Process { metrics, health, stop, .. } = &life.process;
     let mut presence = Presence::new(life, started_at, address);
     if let Err(error) = presence.register().await {
-        tracing::warn!(%error, "could not register this instance, trying again");
-        sleep(Duration::from_millis(500)).await;
-        return Ok(());
+        return pause_after(error.into()).await;
     }
     tracing::info!(lease = format!("{:x}", life.session.lease()), "session opened");
     health.set_ready(true);
@@ -227,8 +233,21 @@ where
         metrics.sessions_lost.inc();
         tracing::warn!("session lost: everything claimed under it is dropped, opening another");
     }
-    ended?;
     presence.leave().await;
+    match ended {
+        Ok(()) => Ok(()),
+        Err(error) => pause_after(error).await,
+    }
+}
+
+/// What etcd could not do now it may do in a moment; anything else ends the process.
+async fn pause_after(error: anyhow::Error) -> anyhow::Result<()> {
+    let passes = |e: &Error| e.fate() != Fate::Refused || matches!(e, Error::Compacted { .. });
+    if !error.chain().filter_map(|cause| cause.downcast_ref()).any(passes) {
+        return Err(error);
+    }
+    tracing::warn!(error = format!("{error:#}"), "interrupted, beginning again with a new session");
+    sleep(Duration::from_millis(500)).await;
     Ok(())
 }
 
@@ -238,6 +257,7 @@ struct Presence<'a> {
     key: String,
     value: Instance,
     last: (Instant, u64, u64),
+    told: Option<Instant>,
 }
 
 impl<'a> Presence<'a> {
@@ -262,6 +282,7 @@ impl<'a> Presence<'a> {
                 lag_ms: 0,
             },
             last: (Instant::now(), figures.rows.load(Relaxed), figures.samples.load(Relaxed)),
+            told: None,
         }
     }
 
@@ -285,11 +306,26 @@ impl<'a> Presence<'a> {
         self.value.samples_per_second = rate(samples, self.last.2);
         self.value.backlog = figures.backlog.load(Relaxed);
         self.value.lag_ms = figures.lag_ms.load(Relaxed);
+        if samples != self.last.2 || rows != self.last.1 {
+            self.log_progress(rows, samples);
+        }
         self.last = (Instant::now(), rows, samples);
         let renewed = self.life.process.etcd.renew(&self.key, to_json(&self.value));
         if let Err(error) = renewed.await {
             tracing::debug!(%error, "could not renew the instance's figures");
         }
+    }
+
+    /// Tells how work goes while it goes: every two seconds to a person, every ten to a file.
+    fn log_progress(&mut self, rows: u64, samples: u64) {
+        let watched = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let every = if watched { FIGURES_EVERY } else { PROGRESS_EVERY };
+        if self.told.is_some_and(|at| at.elapsed() < every) {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let Instance { samples_per_second, claims, backlog, lag_ms, .. } = self.value;
+        tracing::info!(rows, samples, samples_per_second, claims, backlog, lag_ms, "progress");
     }
 
     /// Revokes the lease when nothing else holds the session any more; else it expires.

@@ -72,6 +72,7 @@ impl Retention {
         };
         let text = String::from_utf8_lossy(&entry.value);
         let mut floor: BucketId = text.parse().unwrap_or_else(|_| BucketId::first());
+        let mut frozen_at = entry.mod_revision;
         let buckets = self.reader.buckets(BUCKETS_SEEN).await?;
         let kept: Vec<BucketId> = buckets.iter().filter(|b| **b >= floor).cloned().collect();
         let sizes = if self.policy.bytes > 0 { self.sizes(&kept).await? } else { Vec::new() };
@@ -79,15 +80,16 @@ impl Retention {
         if let Some(next) = next.filter(|next| *next > floor) {
             let position = Position::seen(key, Some(&entry));
             let value = next.as_str().as_bytes().to_vec();
-            if !self.applied(Commit::new(&self.claim, &position, value)).await? {
-                return Ok(None);
+            match self.applied(Commit::new(&self.claim, &position, value)).await? {
+                Some(revision) => frozen_at = revision,
+                None => return Ok(None),
             }
             tracing::info!(from = %floor, to = %next, "history now begins later");
             floor = next;
         }
         let mut swept = Swept { floor: Some(floor.clone()), ..Swept::default() };
         for bucket in buckets.into_iter().filter(|b| *b < floor) {
-            if !self.empty(&bucket, &mut swept).await? {
+            if !self.empty(&bucket, frozen_at, &mut swept).await? {
                 return Ok(None);
             }
         }
@@ -103,11 +105,21 @@ impl Retention {
         Ok(sizes)
     }
 
-    /// Deletes a frozen bucket. False when the claim is no longer ours.
-    async fn empty(&self, bucket: &BucketId, swept: &mut Swept) -> Result<bool, Error> {
+    /// Deletes a bucket that was frozen at a revision. False when the claim is no longer ours.
+    async fn empty(
+        &self,
+        bucket: &BucketId,
+        frozen_at: i64,
+        swept: &mut Swept,
+    ) -> Result<bool, Error> {
         let keyspace = self.etcd.keyspace();
         let range = self.reader.bucket_blocks(bucket);
-        let (blocks, _) = self.reader.blocks(&range, None).await?;
+        let (blocks, revision) = self.reader.blocks(&range, None).await?;
+        if revision < frozen_at {
+            // A stale read may leave out blocks that came before the freeze: they would be
+            // deleted with their neighbours and not be counted. The next cycle reads again.
+            return Ok(true);
+        }
         for slice in blocks.chunks(SLICE_KEYS) {
             let key = keyspace.key(&Key::Retired(bucket.clone()));
             let entry = self.etcd.get(&key).await?;
@@ -121,7 +133,7 @@ impl Retention {
             let position = Position::seen(key, entry.as_ref());
             let mut commit = Commit::new(&self.claim, &position, to_json(&retired));
             commit.delete(&self.exactly(slice), slice.len() as i64);
-            if !self.applied(commit).await? {
+            if self.applied(commit).await?.is_none() {
                 return Ok(false);
             }
             swept.blocks += slice.len() as u64;
@@ -143,11 +155,15 @@ impl Retention {
         KeyRange { start: key(slice.first()), end }
     }
 
-    async fn applied(&self, commit: Commit<'_>) -> Result<bool, Error> {
+    /// The revision it made, or none when it was not applied.
+    async fn applied(&self, commit: Commit<'_>) -> Result<Option<i64>, Error> {
         let started = Instant::now();
         let outcome = commit.run(&self.etcd).await;
         self.metrics.count_txn("retire", started, outcome.as_ref());
-        Ok(matches!(outcome?, Outcome::Committed { .. }))
+        Ok(match outcome? {
+            Outcome::Committed { revision, .. } => Some(revision),
+            Outcome::Fenced | Outcome::Stale => None,
+        })
     }
 }
 

@@ -5,6 +5,8 @@
 // Tests may panic, and this is only compiled for them.
 #![allow(clippy::unwrap_used)]
 
+mod proxy;
+
 use std::{
     net::TcpListener,
     process::{Child, Command, Stdio},
@@ -12,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use proxy::Proxy;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -80,12 +83,12 @@ impl TestEtcd {
 
     /// A handle to it.
     pub async fn connect(&self) -> Etcd {
-        let config = EtcdConfig {
-            endpoints: vec![self.endpoint()],
-            keyspace: Keyspace::default(),
-            request_timeout: Duration::from_secs(3),
-        };
-        Etcd::connect(config).await.unwrap()
+        connect(self.endpoint(), Duration::from_secs(3)).await
+    }
+
+    /// A handle to it through `proxy`, that waits at most `request_timeout` for an answer.
+    pub async fn connect_through(&self, proxy: &Proxy, request_timeout: Duration) -> Etcd {
+        connect(proxy.endpoint(), request_timeout).await
     }
 
     /// A process of `role` named `name`, with a session of `ttl_seconds`, as `run` would make it.
@@ -163,6 +166,12 @@ where
         assert!(Instant::now() < deadline, "not within {within:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+async fn connect(endpoint: String, request_timeout: Duration) -> Etcd {
+    let keyspace = Keyspace::default();
+    let config = EtcdConfig { endpoints: vec![endpoint], keyspace, request_timeout };
+    Etcd::connect(config).await.unwrap()
 }
 
 fn spawn(data: &std::path::Path, client_port: u16, peer_port: u16, flags: &[String]) -> Child {

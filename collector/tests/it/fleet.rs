@@ -1,0 +1,186 @@
+//! Processes under test: started, signalled, killed, and never left behind.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use nexus_common::{model::Role, testing::TestEtcd};
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+/// Lines of each log that a failed test shows.
+const LOG_LINES_SHOWN: usize = 60;
+/// Between two looks at a condition.
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
+
+/// An etcd, and the processes that work on it.
+pub(crate) struct Fleet {
+    pub(crate) etcd: TestEtcd,
+    dir: TempDir,
+    env: Vec<(String, String)>,
+    running: BTreeMap<String, Child>,
+}
+
+impl Fleet {
+    /// An etcd without processes. Every process will get `env`.
+    pub(crate) fn new(env: &[(&str, &str)]) -> Self {
+        let etcd = TestEtcd::start();
+        let mut all = vec![("ETCD_ENDPOINTS".to_owned(), etcd.endpoint())];
+        all.extend(env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Self { etcd, dir: tempfile::tempdir().unwrap(), env: all, running: BTreeMap::new() }
+    }
+
+    /// A DCGM file of `seconds` × 4 hosts × 8 GPUs × 10 metrics rows.
+    pub(crate) fn generate(&self, name: &str, seconds: u64) -> PathBuf {
+        let path = self.dir.path().join(name);
+        let output = Command::new(binary(Role::Streamer))
+            .env_clear()
+            .args(["generate", "--seconds", &seconds.to_string(), "--output"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "generate: {output:?}");
+        path
+    }
+
+    /// Starts an instance. Its log goes on where an earlier life's ended.
+    pub(crate) fn start(&mut self, role: Role, name: &str, flags: &[&str]) {
+        let log = File::options().create(true).append(true).open(self.log_path(name)).unwrap();
+        let child = Command::new(binary(role))
+            .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .args(["--instance-id", name])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let before = self.running.insert(name.to_owned(), child);
+        assert!(before.is_none(), "{name} runs already");
+    }
+
+    /// Starts a streamer of `file`.
+    pub(crate) fn stream(&mut self, name: &str, file: &Path, flags: &[&str]) {
+        let mut all = vec!["--csv-file", file.to_str().unwrap()];
+        all.extend(flags);
+        self.start(Role::Streamer, name, &all);
+    }
+
+    /// Starts a collector.
+    pub(crate) fn collect(&mut self, name: &str, flags: &[&str]) {
+        self.start(Role::Collector, name, flags);
+    }
+
+    /// Kills without warning, and waits until it is gone.
+    pub(crate) fn kill(&mut self, name: &str) {
+        let mut child = self.running.remove(name).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Sends a signal (`TERM`, `STOP`, `CONT`).
+    pub(crate) fn signal(&self, name: &str, signal: &str) {
+        let pid = self.running[name].id();
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
+        assert!(sent.unwrap().success(), "{signal} to {name}");
+    }
+
+    /// Asks it to end and waits: how it ended, and after how long.
+    pub(crate) async fn terminate(&mut self, name: &str) -> (ExitStatus, Duration) {
+        let asked = Instant::now();
+        self.signal(name, "TERM");
+        let status = self.wait_for_exit(name, Duration::from_secs(15)).await;
+        (status, asked.elapsed())
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn wait_for_exit(&mut self, name: &str, within: Duration) -> ExitStatus {
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.running.get_mut(name).unwrap().try_wait().unwrap() {
+                self.running.remove(name);
+                return status;
+            }
+            assert!(since.elapsed() < within, "{name} did not end within {within:?}");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// All processes still run: none ended by itself.
+    pub(crate) fn assert_alive(&mut self) {
+        for (name, child) in &mut self.running {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "{name} ended by itself: {ended:?}");
+        }
+    }
+
+    /// Everything it logged, all lives together.
+    pub(crate) fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.log_path(name)).unwrap_or_default()
+    }
+
+    /// Waits until its log holds `text`.
+    pub(crate) async fn wait_for_log(&self, name: &str, text: &str, within: Duration) {
+        let since = Instant::now();
+        while !self.log(name).contains(text) {
+            assert!(since.elapsed() < within, "{name} did not log {text:?} within {within:?}");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Processor time it has used, all threads, user and system.
+    pub(crate) fn cpu(&self, name: &str) -> Duration {
+        let pid = self.running[name].id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        // Behind the command's name, which may hold anything: utime and stime are fields 14, 15.
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10) // 100 ticks a second on every Linux
+    }
+
+    /// Names of the running ones.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.running.keys().cloned().collect()
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
+    }
+
+    fn show_logs(&self) {
+        let logs = std::fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().path());
+        for path in logs.filter(|path| path.extension().is_some_and(|e| e == "log")) {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            println!("--- {} ({} lines)", path.display(), lines.len());
+            for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES_SHOWN)) {
+                println!("{line}");
+            }
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for child in self.running.values_mut() {
+            let _ = child.kill(); // also ends a stopped one
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            self.show_logs();
+        }
+    }
+}
+
+/// The program of a role, next to the one that cargo built for these tests.
+fn binary(role: Role) -> PathBuf {
+    let collector = Path::new(env!("CARGO_BIN_EXE_nexus-collector"));
+    let path = collector.with_file_name(format!("nexus-{role}"));
+    assert!(path.exists(), "{} is missing: cargo build --workspace", path.display());
+    path
+}

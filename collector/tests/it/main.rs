@@ -1,0 +1,14 @@
+//! The real binaries against a real etcd: whatever dies, stops or hangs, every row of the source
+//! is stored once.
+
+#![allow(clippy::unwrap_used)] // tests may
+
+mod churn;
+mod dead_letters;
+mod drain;
+mod fleet;
+mod merging;
+mod outage;
+mod pause;
+mod scaling;
+mod truth;

@@ -1,0 +1,59 @@
+//! The streamer's flags.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Parser;
+use nexus_common::{limits::MESSAGE_SAMPLES_MAX, model::InstanceId, runtime::CommonArgs};
+
+/// Flags of `run`.
+#[derive(Debug, Clone, Parser)]
+pub struct Args {
+    /// Flags of every role.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Name of this instance, unique among streamers [default: streamer-{host}-{pid}]
+    #[arg(long, env = "STREAMER_ID", alias = "streamer-id")]
+    pub instance_id: Option<InstanceId>,
+    /// Address of /metrics, /livez and /readyz; port 0 picks a free one
+    #[arg(long, env = "METRICS_LISTEN", default_value = "127.0.0.1:0")]
+    pub metrics_listen: SocketAddr,
+    /// DCGM CSV file to register as a source; all streamers share its shards. Without it this
+    /// streamer works on the sources that others registered
+    #[arg(long, env = "CSV_FILE")]
+    pub csv_file: Option<PathBuf>,
+    /// Most rows in one message
+    #[arg(long, env = "BATCH_SIZE", default_value_t = 131_072, value_parser = clap::value_parser!(u64).range(1..=MESSAGE_SAMPLES_MAX as u64))]
+    pub batch_size: u64,
+    /// Replay the file in time: 1 as it was recorded, 10 ten times as fast; as fast as possible
+    /// if not given
+    #[arg(long, env = "REPLAY_SPEED", value_parser = speed)]
+    pub replay_speed: Option<u64>,
+    /// Begin again at the end of the file, for ever, with time moving on (at --replay-speed 1 if
+    /// none is given)
+    #[arg(long = "loop", env = "LOOP_MODE", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub looped: bool,
+    /// Shards read at the same time
+    #[arg(long, env = "PARALLEL_SHARDS", default_value_t = default_parallel(), value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub parallel_shards: u64,
+    /// Pause a lane when so many of its messages wait for a collector
+    #[arg(long, env = "BACKLOG_MAX", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub backlog_max: u64,
+    /// etcd's --quota-backend-bytes: streamers pause when 80 % of it is in use
+    #[arg(long, env = "ETCD_QUOTA_BYTES", default_value_t = 2 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub etcd_quota_bytes: u64,
+}
+
+/// Half the cores: collectors and etcd need the others.
+fn default_parallel() -> u64 {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() as u64 / 2).clamp(1, 64))
+}
+
+/// Thousandths, so that the speed is an exact number in etcd.
+fn speed(text: &str) -> Result<u64, String> {
+    let speed: f64 = text.parse().map_err(|_| "must be a number".to_owned())?;
+    if (0.001..=100_000.0).contains(&speed) {
+        Ok((speed * 1000.0).round() as u64)
+    } else {
+        Err("must be from 0.001 to 100000".to_owned())
+    }
+}

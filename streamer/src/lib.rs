@@ -1,0 +1,15 @@
+//! Source to queue: claims shards, reads telemetry, enqueues messages.
+//!
+//! [`source`] turns files into samples, [`run`] streams them; [`generate`] writes files to try
+//! it with.
+
+pub mod args;
+pub mod generate;
+mod prepare;
+mod register;
+mod run;
+mod shard;
+pub mod source;
+mod sources;
+
+pub use run::run;

@@ -1,0 +1,330 @@
+//! Rows to messages, in a thread of its own: read a batch, encode it, hand it over, go on.
+
+use std::{sync::Arc, time::Duration};
+
+use nexus_common::{
+    block::{Block, EncodeError, Section},
+    keyspace::{FileRange, Progress, Replay},
+    limits::{BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, MESSAGE_BYTES_TARGET},
+    model::{ClusterId, HostSamples, Timestamp},
+    queue::{Message, Producer},
+};
+use tokio::sync::mpsc;
+
+use crate::source::{
+    CsvFile,
+    csv::{Batch, BatchLimits, Next, ReadError, Reject, Restamp, SeriesCache, ShardReader},
+};
+
+/// Room left in a block for its header.
+const HEADER_BYTES: usize = 16 * 1024;
+/// Longest sleep of a paced reader before it looks whether it is still wanted.
+const NAP: Duration = Duration::from_millis(50);
+
+/// Why a shard cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("encode samples")]
+    Encode(#[from] EncodeError),
+}
+
+/// One batch, ready to be enqueued: what it adds to the progress.
+pub(crate) struct Prepared {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) batch: Batch,
+    /// The range was read to its end in this batch.
+    pub(crate) rejects: Vec<Reject>,
+}
+
+impl Prepared {
+    /// The progress with this batch in it.
+    pub(crate) fn advance(&self, progress: &Progress, looped: bool) -> Progress {
+        let mut next = progress.clone();
+        next.rows_accepted += self.batch.rows_accepted;
+        next.rows_absent += self.batch.rows_absent;
+        next.samples += self.batch.samples;
+        for (reason, rows) in &self.batch.rejected {
+            *next.rows_rejected.entry(reason.to_string()).or_default() += rows;
+        }
+        next.offset = self.batch.end_offset;
+        if self.batch.done && looped {
+            next.offset = next.range.start;
+            next.round += 1;
+        } else {
+            next.done = self.batch.done;
+        }
+        next
+    }
+}
+
+/// What a reading thread needs.
+pub(crate) struct Task {
+    pub(crate) file: CsvFile,
+    pub(crate) cluster: ClusterId,
+    pub(crate) range: FileRange,
+    pub(crate) offset: u64,
+    pub(crate) round: u64,
+    pub(crate) rows_max: u64,
+    pub(crate) replay: Option<Replay>,
+}
+
+impl Task {
+    /// Reads until the shard's end (or for ever, looped), an error, or nobody listens. Blocking.
+    /// Returns the series met, for the next shard.
+    pub(crate) fn run(
+        mut self,
+        mut cache: SeriesCache,
+        to: &mpsc::Sender<Result<Prepared, PrepareError>>,
+    ) -> SeriesCache {
+        loop {
+            let ended;
+            (cache, ended) = self.round(cache, to);
+            let looped = self.replay.as_ref().is_some_and(|r| r.looped);
+            if !ended || !looped {
+                return cache;
+            }
+            self.offset = self.range.start;
+            self.round += 1;
+        }
+    }
+
+    /// Once through the range. True if its end was reached and told.
+    fn round(
+        &self,
+        cache: SeriesCache,
+        to: &mpsc::Sender<Result<Prepared, PrepareError>>,
+    ) -> (SeriesCache, bool) {
+        let range = self.range.start..self.range.end;
+        let opened =
+            ShardReader::open(&self.file.path, Arc::clone(&self.file.layout), range, self.offset);
+        let mut reader = match opened {
+            Ok(reader) => reader.with_cache(cache),
+            Err(error) => {
+                // The receiver may be gone: then nobody needs to know.
+                let _ = to.blocking_send(Err(error.into()));
+                return (SeriesCache::default(), false);
+            }
+        };
+        let restamp = self.replay.as_ref().map(|replay| restamp(replay, self.round));
+        if let Some(restamp) = restamp {
+            reader = reader.restamped(restamp);
+        }
+        let mut rows_max = self.rows_max;
+        loop {
+            if to.is_closed() {
+                return (reader.into_cache(), false);
+            }
+            let from = reader.offset();
+            let prepared = match restamp {
+                Some(restamp) => self.next_due(&mut reader, restamp, rows_max),
+                None => self.next(&mut reader, rows_max, None).map(Some),
+            };
+            let (prepared, done) = match prepared {
+                // Not due yet.
+                Ok(None) => continue,
+                Ok(Some(prepared)) if too_large(&prepared) && rows_max > 1 => {
+                    rows_max /= 2;
+                    match self.again(reader, from, restamp) {
+                        Ok(again) => {
+                            reader = again;
+                            continue;
+                        }
+                        Err(error) => {
+                            let _ = to.blocking_send(Err(error.into()));
+                            return (SeriesCache::default(), false);
+                        }
+                    }
+                }
+                Ok(Some(prepared)) => {
+                    let done = prepared.batch.done;
+                    (Ok(prepared), Some(done))
+                }
+                Err(error) => (Err(error), None),
+            };
+            let told = to.blocking_send(prepared).is_ok();
+            match done {
+                Some(false) if told => {}
+                Some(done) => return (reader.into_cache(), told && done),
+                None => return (reader.into_cache(), false),
+            }
+        }
+    }
+
+    /// A reader at `from`, to read the same rows in smaller batches.
+    fn again(
+        &self,
+        reader: ShardReader,
+        from: u64,
+        restamp: Option<Restamp>,
+    ) -> Result<ShardReader, ReadError> {
+        let range = self.range.start..self.range.end;
+        let cache = reader.into_cache();
+        let layout = Arc::clone(&self.file.layout);
+        let reader = ShardReader::open(&self.file.path, layout, range, from)?.with_cache(cache);
+        Ok(match restamp {
+            Some(restamp) => reader.restamped(restamp),
+            None => reader,
+        })
+    }
+
+    /// The rows that are due by now, or none after a nap.
+    fn next_due(
+        &self,
+        reader: &mut ShardReader,
+        restamp: Restamp,
+        rows_max: u64,
+    ) -> Result<Option<Prepared>, PrepareError> {
+        let now = Timestamp::now().as_millis();
+        if let Next::At(source) = reader.next_timestamp()? {
+            let due_in = restamp.apply(source) - now;
+            if due_in > 0 {
+                std::thread::sleep(NAP.min(Duration::from_millis(due_in.unsigned_abs())));
+                return Ok(None);
+            }
+        }
+        let elapsed = i128::from(now - restamp.wall_start) * i128::from(restamp.speed_milli) / 1000;
+        let until = restamp.source_start.saturating_add(i64::try_from(elapsed).unwrap_or(i64::MAX));
+        self.next(reader, rows_max, Some(until)).map(Some)
+    }
+
+    fn next(
+        &self,
+        reader: &mut ShardReader,
+        rows_max: u64,
+        until: Option<i64>,
+    ) -> Result<Prepared, PrepareError> {
+        let limits = BatchLimits { rows_max, until, ..BatchLimits::default() };
+        let mut batch = reader.read_batch(&limits)?;
+        let hosts = std::mem::take(&mut batch.hosts);
+        let rejects = std::mem::take(&mut batch.rejects);
+        Ok(Prepared { messages: messages(&self.cluster, hosts)?, batch, rejects })
+    }
+}
+
+/// Time of the given round of a replay.
+fn restamp(replay: &Replay, round: u64) -> Restamp {
+    let speed = i128::from(replay.speed_milli.max(1));
+    let shift = i128::from(round) * i128::from(replay.span_ms) * 1000 / speed;
+    let wall_start = replay.wall_start.as_millis().saturating_add(shift as i64);
+    Restamp {
+        source_start: replay.source_start.as_millis(),
+        wall_start,
+        speed_milli: replay.speed_milli,
+    }
+}
+
+/// Whether a batch does not fit in one transaction: then fewer rows have to do.
+fn too_large(prepared: &Prepared) -> bool {
+    let bytes: usize = prepared.messages.iter().map(|m| m.bytes.len()).sum();
+    prepared.messages.len() > ENQUEUE_MESSAGES_MAX || bytes > Producer::room()
+}
+
+/// Encodes hosts into as few messages as keep below the size to aim at.
+fn messages(cluster: &ClusterId, hosts: Vec<HostSamples>) -> Result<Vec<Message>, EncodeError> {
+    let mut sections = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        encode(host, &mut sections)?;
+    }
+    let mut messages = Vec::new();
+    let mut open: Vec<Section> = Vec::new();
+    let mut bytes = 0;
+    for section in sections {
+        if !open.is_empty() && bytes + section.byte_len() > MESSAGE_BYTES_TARGET {
+            messages.push(message(cluster, std::mem::take(&mut open))?);
+            bytes = 0;
+        }
+        bytes += section.byte_len();
+        open.push(section);
+    }
+    if !open.is_empty() {
+        messages.push(message(cluster, open)?);
+    }
+    Ok(messages)
+}
+
+fn message(cluster: &ClusterId, sections: Vec<Section>) -> Result<Message, EncodeError> {
+    let block = Block { cluster: cluster.clone(), sections };
+    Ok(Message { samples: block.samples(), bytes: block.encode()? })
+}
+
+/// Encodes one host; in halves, where the whole would be larger than a block may be.
+fn encode(host: HostSamples, into: &mut Vec<Section>) -> Result<(), EncodeError> {
+    if host.samples() == 0 {
+        return Ok(());
+    }
+    let section = Section::encode(&host)?;
+    if section.byte_len() + HEADER_BYTES <= BLOCK_BYTES_MAX || host.samples() < 2 {
+        into.push(section);
+        return Ok(());
+    }
+    let (left, right) = halves(host);
+    encode(left, into)?;
+    encode(right, into)
+}
+
+/// Splits by series, or the one series there is by time.
+fn halves(mut host: HostSamples) -> (HostSamples, HostSamples) {
+    let mut right = HostSamples { series: Vec::new(), ..host.clone() };
+    if host.series.len() > 1 {
+        right.series = host.series.split_off(host.series.len() / 2);
+    } else if let Some(series) = host.series.first_mut() {
+        let mut later = series.clone();
+        let middle = series.values.len() / 2;
+        later.values = series.values.split_off(middle);
+        later.timestamps = series.timestamps.split_off(middle);
+        right.series.push(later);
+    }
+    (host, right)
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_common::model::{Labels, SeriesSamples};
+
+    use super::*;
+
+    /// Values that nothing can compress.
+    fn noise(samples: usize, series: usize) -> HostSamples {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            f64::from_bits((state >> 12) | 0x3ff0_0000_0000_0000)
+        };
+        let series = (0..series).map(|i| SeriesSamples {
+            gpu: None,
+            metric: format!("noise_{i}").parse().unwrap(),
+            labels: Labels::default(),
+            timestamps: (0..samples as i64).collect(),
+            values: (0..samples).map(|_| next()).collect(),
+        });
+        HostSamples { host: "h".parse().unwrap(), gpus: vec![], series: series.collect() }
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_is_cut_into_messages_that_fit() {
+        let cluster = ClusterId::new("c").unwrap();
+        for (samples, series) in [(150_000, 1), (30_000, 5)] {
+            let made = messages(&cluster, vec![noise(samples, series)]).unwrap();
+            assert!(made.iter().all(|m| m.bytes.len() <= BLOCK_BYTES_MAX));
+            assert_eq!(made.iter().map(|m| m.samples).sum::<u64>(), (samples * series) as u64);
+            let decoded = made.iter().map(|m| Block::decode(m.bytes.clone()).unwrap().samples());
+            assert_eq!(decoded.sum::<u64>(), (samples * series) as u64);
+        }
+    }
+
+    #[test]
+    fn a_looped_replay_moves_on_in_time() {
+        let at = |ms| Timestamp::from_millis(ms).unwrap();
+        let replay = Replay {
+            speed_milli: 2000,
+            looped: true,
+            wall_start: at(1_000_000),
+            source_start: at(500),
+            span_ms: 10_000,
+        };
+        assert_eq!(restamp(&replay, 0).apply(1500), 1_000_500);
+        assert_eq!(restamp(&replay, 3).apply(1500), 1_015_500);
+    }
+}

@@ -1,0 +1,149 @@
+//! Registers a file as a source: its shards first, the source last. Whoever is first wins, and
+//! whoever is late finishes what another began.
+
+use std::{ops::Range, time::Duration};
+
+use anyhow::Context;
+use nexus_common::{
+    etcd::{Claim, Error, Etcd},
+    keyspace::{ClaimItem, FileRange, Key, Progress, Replay, Source, SourceKind, to_json},
+    limits::TXN_OPS_MAX,
+    model::{Lane, ShardId, SourceId, Timestamp},
+    runtime::Life,
+};
+use tokio::{task::spawn_blocking, time::sleep};
+
+use crate::{
+    args::Args,
+    source::{CsvFile, FileIdentity},
+};
+
+/// Most shards of one source: their keys are listed by every process.
+const SHARDS_MAX: u64 = 10_000;
+/// How often we look whether whoever registers the source is done.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A file and how it shall be read, checked before etcd is asked for anything.
+#[derive(Debug, Clone)]
+pub(crate) struct Registration {
+    file: CsvFile,
+    replay: Option<Replay>,
+    source: SourceId,
+}
+
+impl Registration {
+    /// Opens the file that the flags name.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no DCGM CSV, or has no times to replay by.
+    pub(crate) fn of(args: &Args) -> anyhow::Result<Option<Self>> {
+        let Some(path) = &args.csv_file else { return Ok(None) };
+        let path = std::path::absolute(path).context("find the working directory")?;
+        let file = CsvFile::open(&path)?;
+        for column in file.layout.ignored() {
+            tracing::warn!(column, "a column without a meaning to us is ignored");
+        }
+        let mut source = file.source_id()?;
+        let speed_milli = args.replay_speed.or(args.looped.then_some(1000));
+        let replay = match speed_milli {
+            Some(speed_milli) => Some(replay(&file, speed_milli, args.looped)?),
+            None => None,
+        };
+        if replay.is_some() {
+            // Replaying a file is another source than reading it.
+            source = SourceId::new(&format!("{source}.replay"))?;
+        }
+        Ok(Some(Self { file, replay, source }))
+    }
+
+    /// Makes sure that the source and all its shards are in etcd: by us, or by whoever has the
+    /// claim on it.
+    pub(crate) async fn put(self, life: &Life) -> anyhow::Result<()> {
+        let etcd = &life.process.etcd;
+        let key = etcd.keyspace().key(&Key::Source(self.source.clone()));
+        let path = self.file.path.display().to_string();
+        while !life.process.stop.is_cancelled() {
+            if etcd.get(&key).await?.is_some() {
+                tracing::info!(source = %self.source, path, "going on with a registered source");
+                return Ok(());
+            }
+            let item = ClaimItem::Source(self.source.clone());
+            if let Some(claim) = Claim::take(etcd, &life.session, item).await? {
+                // The claim only saves work: keys are created once, whoever does.
+                let registered = self.create(etcd, key, path).await;
+                claim.release(etcd).await?;
+                return registered;
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    async fn create(self, etcd: &Etcd, key: String, path: String) -> anyhow::Result<()> {
+        let keyspace = etcd.keyspace();
+        let now = Timestamp::now();
+        let (file, paced) = (self.file.clone(), self.replay.is_some());
+        let ranges = spawn_blocking(move || shards(&file, paced)).await??;
+        let shard_keys: Vec<_> = ranges
+            .iter()
+            .enumerate()
+            .map(|(i, range)| {
+                let lane = Lane { source: self.source.clone(), shard: ShardId(i as u32) };
+                let range = FileRange { start: range.start, end: range.end };
+                (keyspace.key(&Key::Shard(lane)), to_json(&Progress::untouched(range, now)))
+            })
+            .collect();
+        for part in shard_keys.chunks(TXN_OPS_MAX) {
+            create_missing(etcd, part).await?;
+        }
+        let source = Source {
+            kind: SourceKind::Csv {
+                path: path.clone(),
+                bytes: self.file.identity.bytes,
+                fingerprint: fingerprint(&self.file.identity),
+                replay: self.replay,
+            },
+            shards: ranges.len() as u32,
+            created_at: now,
+        };
+        if etcd.create(&[(key, to_json(&source))]).await? {
+            tracing::info!(source = %self.source, path, shards = ranges.len(), "source registered");
+        }
+        Ok(())
+    }
+}
+
+/// The identity of a file as it stands in its source.
+pub(crate) fn fingerprint(identity: &FileIdentity) -> String {
+    format!("{:016x}-{:016x}", identity.head_hash, identity.tail_hash)
+}
+
+/// All of them, or, where some exist, the others one by one.
+async fn create_missing(etcd: &Etcd, entries: &[(String, Vec<u8>)]) -> Result<(), Error> {
+    if !etcd.create(entries).await? {
+        for entry in entries {
+            etcd.create(std::slice::from_ref(entry)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A replay follows time through the whole file, so it is not cut: shards of one file would
+/// take turns anyway.
+fn shards(file: &CsvFile, paced: bool) -> anyhow::Result<Vec<Range<u64>>> {
+    let bytes = file.identity.bytes;
+    if paced {
+        return Ok(std::iter::once(file.header_end..bytes).collect());
+    }
+    let largest = (bytes.div_ceil(SHARDS_MAX) > 32 << 20).then(|| bytes.div_ceil(SHARDS_MAX));
+    Ok(file.shards(largest)?)
+}
+
+fn replay(file: &CsvFile, speed_milli: u64, looped: bool) -> anyhow::Result<Replay> {
+    let path = file.path.display();
+    let (first, last) =
+        file.span()?.with_context(|| format!("{path}: no row has a time to replay by"))?;
+    // One more second, so that a new round does not begin in the instant the last one ended.
+    let span_ms = last.as_millis() - first.as_millis() + 1000;
+    Ok(Replay { speed_milli, looped, wall_start: Timestamp::now(), source_start: first, span_ms })
+}

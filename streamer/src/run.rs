@@ -1,0 +1,87 @@
+//! Source to queue: registers what the flags name, claims shards, streams them.
+
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use nexus_common::{
+    model::Role,
+    runtime::{Life, Process, health_routes, run as run_process, serve, work_on},
+};
+use tokio::{
+    sync::Semaphore,
+    time::{interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::Args,
+    register::Registration,
+    shard::{Shards, Told},
+    sources::Sources,
+};
+
+/// How often etcd is asked how full it is.
+const FILL_EVERY: Duration = Duration::from_secs(2);
+/// Part of etcd's quota at which intake pauses: the rest is for draining what is queued.
+const FILL_MAX: f64 = 0.8;
+
+/// Runs a streamer until it is told to stop.
+///
+/// # Errors
+/// When the file cannot be read, a flag not be used, or an address not be bound.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let given = args.instance_id.clone();
+    let process = Process::start(Role::Streamer, args.common.clone(), given.as_ref()).await?;
+    let registration = Registration::of(&args)?;
+    let routes = health_routes(Arc::clone(&process.metrics), Arc::clone(&process.health));
+    // Served to the very end: draining can be watched, too.
+    let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
+    let args = Arc::new(args);
+    run_process(process, address, |life| stream(life, Arc::clone(&args), registration.clone()))
+        .await
+}
+
+/// One session's work.
+async fn stream(
+    life: Life,
+    args: Arc<Args>,
+    registration: Option<Registration>,
+) -> anyhow::Result<()> {
+    if let Some(registration) = registration {
+        registration.put(&life).await?;
+    }
+    let sources = Sources::follow(&life);
+    let full = Arc::new(AtomicBool::new(false));
+    let shards = Arc::new(Shards {
+        life: life.clone(),
+        sources: Arc::clone(&sources),
+        permits: Arc::new(Semaphore::new(args.parallel_shards as usize)),
+        cache: Arc::new(Mutex::new(None)),
+        full: Arc::clone(&full),
+        told: Arc::new(Mutex::new(Told::default())),
+        args: Arc::clone(&args),
+    });
+    let work = |work| Arc::clone(&shards).serve(work);
+    tokio::select! {
+        () = work_on(&life, "claims/shards/", sources.items(), work) => {}
+        () = watch_fill(&life, args.etcd_quota_bytes, &full) => {}
+    }
+    Ok(())
+}
+
+/// Keeps `full` up to date. A size that cannot be had (a managed etcd may refuse) counts as
+/// unknown: then only the depth of the queue holds back.
+async fn watch_fill(life: &Life, quota_bytes: u64, full: &AtomicBool) {
+    let mut tick = interval(FILL_EVERY);
+    loop {
+        tick.tick().await;
+        let asked = timeout(FILL_EVERY, life.process.etcd.used_bytes()).await;
+        if let Ok(Ok(used)) = asked {
+            let fill = used as f64 / quota_bytes as f64;
+            life.process.metrics.database_fill.set(fill);
+            full.store(fill >= FILL_MAX, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What the columns of a file mean.
+
+use std::ops::Range;
+
+use csv::ByteRecord;
+use nexus_common::model::{METRICS, Metric};
+
+/// Most column names an error repeats: a header of a wrong file may be megabytes of text.
+const NAMED_MAX: usize = 32;
+/// Longest column name an error repeats, in characters.
+const NAMED_CHARS_MAX: usize = 64;
+
+const LONG: &str = "timestamp, metric_name, value, and hostname and uuid (or gpu_id) or labels_raw; \
+     optional: device, modelName, container, pod, namespace";
+const WIDE: &str = "timestamp, hostname, uuid (or gpu_id), and at least one metric such as \
+     gpu_utilization or DCGM_FI_DEV_GPU_UTIL; optional: device, modelname, container, pod, namespace";
+
+/// Why a first line is not a header.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// No first line.
+    #[error("no header: the file is empty; its first line must name the columns")]
+    Empty,
+    /// Neither layout.
+    #[error(
+        "unknown header, it lacks {missing}: saw the columns [{columns}]; \
+         known are the long layout ({LONG}) and the wide layout ({WIDE})"
+    )]
+    Unknown {
+        /// What would have to be there.
+        missing: &'static str,
+        /// The columns that were seen.
+        columns: String,
+    },
+}
+
+/// Which of the two layouts a file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A row a sample: `metric_name` and `value`.
+    Long,
+    /// A row a point: a column a metric.
+    Wide,
+}
+
+/// A column that holds values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ValueColumn {
+    /// Which column.
+    pub(super) column: usize,
+    /// What it measures; none in the long layout, where the row says it.
+    pub(super) metric: Option<&'static Metric>,
+}
+
+/// Where everything stands in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    pub(super) kind: Kind,
+    pub(super) columns: usize,
+    pub(super) timestamp: usize,
+    pub(super) metric: Option<usize>,
+    pub(super) host: Option<usize>,
+    pub(super) uuid: Option<usize>,
+    pub(super) index: Option<usize>,
+    pub(super) device: Option<usize>,
+    pub(super) model: Option<usize>,
+    pub(super) driver: Option<usize>,
+    pub(super) mig_instance: Option<usize>,
+    pub(super) mig_profile: Option<usize>,
+    pub(super) labels_raw: Option<usize>,
+    /// Columns that are labels of the series, by label name.
+    pub(super) labels: Vec<(&'static str, usize)>,
+    pub(super) values: Vec<ValueColumn>,
+    /// Columns that tell series apart, in contiguous runs: a cached series is found by their
+    /// bytes alone.
+    pub(super) identity: Vec<Range<usize>>,
+    ignored: Vec<String>,
+}
+
+/// Case, underscores, dashes and blanks do not tell columns apart (`gpu_uuid`, `GPU UUID`).
+fn normal(name: &str) -> String {
+    name.chars()
+        .filter(|c| !matches!(c, '_' | '-' | ' ' | '\t' | '\u{feff}'))
+        .map(|c| c.to_ascii_lowercase())
+        .collect()
+}
+
+fn find(names: &[String], aliases: &[&str]) -> Option<usize> {
+    names.iter().position(|name| aliases.contains(&name.as_str()))
+}
+
+fn metric_columns(names: &[String]) -> Vec<ValueColumn> {
+    let mut values: Vec<ValueColumn> = Vec::new();
+    for (column, name) in names.iter().enumerate() {
+        let metric = METRICS.iter().find(|m| normal(m.name) == *name || normal(m.dcgm) == *name);
+        let Some(metric) = metric else { continue };
+        // The first column of a name counts; a second one is listed as ignored.
+        if values.iter().all(|v| v.metric != Some(metric)) {
+            values.push(ValueColumn { column, metric: Some(metric) });
+        }
+    }
+    values
+}
+
+fn listed(record: &ByteRecord) -> String {
+    let mut names: Vec<String> = record
+        .iter()
+        .take(NAMED_MAX)
+        .map(|name| String::from_utf8_lossy(name).trim().chars().take(NAMED_CHARS_MAX).collect())
+        .collect();
+    if record.len() > NAMED_MAX {
+        names.push(format!("and {} more", record.len() - NAMED_MAX));
+    }
+    names.join(", ")
+}
+
+impl Layout {
+    /// Reads a header line. Column order is free, case and underscores do not matter, the first
+    /// column of a name counts, and columns nobody knows are ignored (see [`Layout::ignored`]).
+    ///
+    /// # Errors
+    /// Names the columns seen, what is missing and both layouts that would do.
+    pub fn parse(header: &ByteRecord) -> Result<Self, HeaderError> {
+        if header.is_empty() {
+            return Err(HeaderError::Empty);
+        }
+        let names: Vec<String> =
+            header.iter().map(|name| normal(&String::from_utf8_lossy(name))).collect();
+        let unknown = |missing| HeaderError::Unknown { missing, columns: listed(header) };
+        let timestamp = find(&names, &["timestamp", "time"]).ok_or_else(|| unknown("timestamp"))?;
+        let metric = find(&names, &["metricname", "metric"]);
+        let (kind, values) = match metric {
+            Some(_) => {
+                let column = find(&names, &["value"]).ok_or_else(|| unknown("value"))?;
+                (Kind::Long, vec![ValueColumn { column, metric: None }])
+            }
+            None => (Kind::Wide, metric_columns(&names)),
+        };
+        if values.is_empty() {
+            return Err(unknown("metric_name (long) or a metric column (wide)"));
+        }
+        let labels = ["container", "pod", "namespace"];
+        let mut layout = Self {
+            kind,
+            columns: names.len(),
+            timestamp,
+            metric,
+            host: find(&names, &["hostname", "host"]),
+            uuid: find(&names, &["uuid", "gpuuuid"]),
+            index: find(&names, &["gpuid", "gpu", "gpuindex"]),
+            device: find(&names, &["device"]),
+            model: find(&names, &["modelname", "model"]),
+            driver: find(&names, &["driverversion", "driver", "dcgmfidriverversion"]),
+            mig_instance: find(&names, &["gpuiid"]),
+            mig_profile: find(&names, &["gpuiprofile"]),
+            labels_raw: find(&names, &["labelsraw"]),
+            labels: labels.iter().filter_map(|l| Some((*l, find(&names, &[l])?))).collect(),
+            values,
+            identity: Vec::new(),
+            ignored: Vec::new(),
+        };
+        if layout.host.or(layout.labels_raw).is_none() {
+            return Err(unknown("hostname"));
+        }
+        if layout.uuid.or(layout.index).or(layout.labels_raw).is_none() {
+            return Err(unknown("uuid"));
+        }
+        layout.find_identity(header);
+        Ok(layout)
+    }
+
+    fn find_identity(&mut self, header: &ByteRecord) {
+        let single = [self.metric, self.host, self.uuid, self.index, self.device, self.model];
+        let rest = [self.driver, self.mig_instance, self.mig_profile, self.labels_raw];
+        let named = self.labels.iter().map(|(_, column)| *column);
+        let mut columns: Vec<usize> =
+            single.into_iter().chain(rest).flatten().chain(named).collect();
+        columns.sort_unstable();
+        for &column in &columns {
+            match self.identity.last_mut() {
+                Some(run) if run.end == column => run.end += 1,
+                _ => self.identity.push(column..column + 1),
+            }
+        }
+        let known = |c: usize| {
+            c == self.timestamp || columns.contains(&c) || self.values.iter().any(|v| v.column == c)
+        };
+        self.ignored = header
+            .iter()
+            .enumerate()
+            .filter(|(column, _)| !known(*column))
+            .map(|(_, name)| String::from_utf8_lossy(name).trim().to_owned())
+            .collect();
+    }
+
+    /// Which layout it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The timestamp of a record of this layout; none if it has another number of columns.
+    pub fn timestamp_of<'a>(&self, record: &'a ByteRecord) -> Option<&'a [u8]> {
+        if record.len() == self.columns { record.get(self.timestamp) } else { None }
+    }
+
+    /// Columns that are skipped, as the header spells them: worth one line in the log.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(header: &str) -> Result<Layout, HeaderError> {
+        Layout::parse(&ByteRecord::from(header.split(',').collect::<Vec<_>>()))
+    }
+
+    #[test]
+    fn both_layouts_are_known_under_their_aliases() {
+        let check = |header: &str, kind: Kind, values: usize, ignored: &[&str]| {
+            let layout = layout(header).unwrap();
+            assert_eq!(layout.kind(), kind, "{header}");
+            assert_eq!(layout.values.len(), values, "{header}");
+            assert_eq!(layout.ignored(), ignored, "{header}");
+        };
+        let long = "timestamp,metric_name,gpu_id,device,uuid,modelName,Hostname,container,pod,\
+                    namespace,value,labels_raw";
+        check(long, Kind::Long, 1, &[]);
+        check("VALUE,UUID,hostname,Metric_Name,Timestamp", Kind::Long, 1, &[]);
+        check("timestamp,metric_name,value,labels_raw", Kind::Long, 1, &[]);
+        let wide = "timestamp,gpu_id,hostname,uuid,device,modelname,gpu_utilization,\
+                    memory_utilization,memory_used_mb,memory_free_mb,temperature,power_draw,\
+                    sm_clock_mhz,memory_clock_mhz";
+        check(wide, Kind::Wide, 8, &[]);
+        check("timestamp,Hostname,gpu_uuid,DCGM_FI_DEV_GPU_TEMP,fan", Kind::Wide, 1, &["fan"]);
+    }
+
+    #[test]
+    fn a_duplicate_column_counts_once_and_is_named() {
+        let layout = layout("timestamp,hostname,uuid,gpu_uuid,temperature,temperature").unwrap();
+        assert_eq!(layout.uuid, Some(2));
+        assert_eq!(layout.ignored(), ["gpu_uuid", "temperature"]);
+    }
+
+    #[test]
+    fn an_unknown_header_names_what_it_saw_and_what_would_do() {
+        let check = |header: &str, missing: &str| {
+            let message = layout(header).unwrap_err().to_string();
+            assert!(message.contains(&format!("lacks {missing}")), "{message}");
+            assert!(message.contains("long layout") && message.contains("wide layout"));
+        };
+        check("a,b", "timestamp");
+        check("timestamp,hostname,uuid,fan", "metric_name (long) or a metric column (wide)");
+        check("timestamp,metric_name,hostname,uuid", "value");
+        check("timestamp,metric_name,value,uuid", "hostname");
+        check("timestamp,hostname,temperature", "uuid");
+        let message = layout("a,b").unwrap_err().to_string();
+        assert!(message.contains("saw the columns [a, b]"), "{message}");
+        assert_eq!(Layout::parse(&ByteRecord::new()), Err(HeaderError::Empty));
+    }
+
+    #[test]
+    fn a_header_of_megabytes_is_not_repeated_whole() {
+        let message = layout(&vec!["x".repeat(1000); 1000].join(",")).unwrap_err().to_string();
+        assert!(message.len() < 4096 && message.contains("and 968 more"), "{message}");
+    }
+
+    #[test]
+    fn identity_skips_what_changes_from_row_to_row() {
+        let layout = layout("timestamp,metric_name,uuid,row,hostname,value,labels_raw").unwrap();
+        assert_eq!(layout.identity, [1..3, 4..5, 6..7]);
+        assert_eq!(layout.ignored(), ["row"]);
+    }
+}

@@ -1,0 +1,22 @@
+//! DCGM telemetry in CSV: the long layout (a row a sample) and the wide one (a row a point).
+//!
+//! [`Layout`] says what the columns mean, [`ShardReader`] turns a byte range into [`Batch`]es.
+//! Every record is either accepted or rejected with a [`RejectReason`]; none vanishes.
+
+mod batch;
+mod clock;
+mod header;
+mod label_text;
+mod reader;
+mod series;
+mod value;
+
+pub use batch::{Batch, BatchLimits, Reject, RejectReason};
+pub use clock::{Restamp, parse_timestamp};
+pub use header::{HeaderError, Kind, Layout};
+pub use label_text::{LabelTextError, parse_labels};
+pub use reader::{Next, ReadError, ShardReader};
+pub use series::SeriesCache;
+
+#[cfg(test)]
+mod tests;

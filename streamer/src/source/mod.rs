@@ -1,0 +1,8 @@
+//! Where telemetry comes from. Each source splits into shards that can be replayed from a
+//! position.
+
+pub mod csv;
+pub mod file;
+pub mod shards;
+
+pub use file::{CsvFile, FileError, FileIdentity};

@@ -1,0 +1,157 @@
+//! The sources and shards in etcd, watched: what there is to work on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use nexus_common::{
+    etcd::{Change, Entry, Event, follow},
+    keyspace::{ClaimItem, Key, Keyspace, Progress, Source, from_json},
+    model::{Lane, SourceId},
+    runtime::Life,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, interval},
+};
+
+/// How long a source that cannot be read here is left to others.
+const SHUN_FOR: Duration = Duration::from_secs(30);
+
+/// What is known of sources and shards.
+pub(crate) struct Sources {
+    known: Mutex<Known>,
+    items: watch::Sender<BTreeSet<ClaimItem>>,
+}
+
+#[derive(Default)]
+struct Known {
+    sources: BTreeMap<SourceId, Source>,
+    unfinished: BTreeSet<Lane>,
+    shunned: HashMap<SourceId, Instant>,
+}
+
+impl Sources {
+    /// Follows sources and shards until the session ends.
+    pub(crate) fn follow(life: &Life) -> Arc<Self> {
+        let sources = Arc::new(Self {
+            known: Mutex::new(Known::default()),
+            items: watch::Sender::new(BTreeSet::new()),
+        });
+        let (tell, mut events) = mpsc::channel(64);
+        let keyspace = life.process.etcd.keyspace().clone();
+        let stop = life.session.lost().child_token();
+        let watching = follow(life.process.etcd.clone(), keyspace.truth(), tell, stop);
+        let told = Arc::clone(&sources);
+        tokio::spawn(async move {
+            let fold = async {
+                // A source that was shunned comes back by itself.
+                let mut tick = interval(Duration::from_secs(5));
+                loop {
+                    tokio::select! {
+                        event = events.recv() => match event {
+                            Some(event) => told.on(&keyspace, event),
+                            None => return,
+                        },
+                        _ = tick.tick() => told.publish(),
+                    }
+                }
+            };
+            tokio::join!(watching, fold);
+        });
+        sources
+    }
+
+    /// Shards to claim.
+    pub(crate) fn items(&self) -> watch::Receiver<BTreeSet<ClaimItem>> {
+        self.items.subscribe()
+    }
+
+    /// What a source reads.
+    pub(crate) fn get(&self, source: &SourceId) -> Option<Source> {
+        self.known.lock().ok().and_then(|known| known.sources.get(source).cloned())
+    }
+
+    /// Leaves a source to others for a while: it cannot be read here.
+    pub(crate) fn shun(&self, source: &SourceId) {
+        if let Ok(mut known) = self.known.lock() {
+            known.shunned.insert(source.clone(), Instant::now() + SHUN_FOR);
+        }
+        self.publish();
+    }
+
+    fn on(&self, keyspace: &Keyspace, event: Event) {
+        let Ok(mut known) = self.known.lock() else { return };
+        match event {
+            Event::Snapshot { entries, .. } => {
+                known.sources.clear();
+                known.unfinished.clear();
+                entries.iter().for_each(|entry| known.put(keyspace, entry));
+            }
+            Event::Changes { changes, .. } => {
+                for change in changes {
+                    match change {
+                        Change::Put(entry) => known.put(keyspace, &entry),
+                        Change::Delete(key, _) => known.delete(keyspace, &key),
+                    }
+                }
+            }
+            Event::Alive => return,
+        }
+        drop(known);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let Ok(mut known) = self.known.lock() else { return };
+        let now = Instant::now();
+        known.shunned.retain(|_, until| *until > now);
+        let open = |lane: &&Lane| {
+            known.sources.contains_key(&lane.source) && !known.shunned.contains_key(&lane.source)
+        };
+        let items: BTreeSet<ClaimItem> =
+            known.unfinished.iter().filter(open).cloned().map(ClaimItem::Shard).collect();
+        self.items.send_if_modified(|old| {
+            let changed = *old != items;
+            *old = items;
+            changed
+        });
+    }
+}
+
+impl Known {
+    fn put(&mut self, keyspace: &Keyspace, entry: &Entry) {
+        let result = match keyspace.parse(&entry.key) {
+            Ok(Key::Source(id)) => from_json(&entry.key, &entry.value).map(|source| {
+                self.sources.insert(id, source);
+            }),
+            Ok(Key::Shard(lane)) => {
+                from_json::<Progress>(&entry.key, &entry.value).map(|progress| {
+                    if progress.done {
+                        self.unfinished.remove(&lane);
+                    } else {
+                        self.unfinished.insert(lane);
+                    }
+                })
+            }
+            _ => return,
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "a source or shard that cannot be read is left out");
+        }
+    }
+
+    fn delete(&mut self, keyspace: &Keyspace, key: &[u8]) {
+        match keyspace.parse(key) {
+            Ok(Key::Source(id)) => {
+                self.sources.remove(&id);
+            }
+            Ok(Key::Shard(lane)) => {
+                self.unfinished.remove(&lane);
+            }
+            _ => {}
+        }
+    }
+}
