@@ -1,79 +1,16 @@
 //! etcd goes and comes back, with or without its history.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use nexus_common::{
     etcd::{Etcd, EtcdConfig},
-    testing::{TestEtcd, eventually},
-};
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
+    testing::{Proxy, TestEtcd, eventually},
 };
 
 use crate::{
     pipeline::{Pipeline, T0, export, samples},
     serve::Gateway,
 };
-
-/// A way to etcd that can be cut.
-struct Link {
-    address: SocketAddr,
-    cut: Arc<AtomicBool>,
-    cuts: watch::Sender<()>,
-}
-
-impl Link {
-    async fn to(etcd: &TestEtcd) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let target = etcd.endpoint().strip_prefix("http://").unwrap().to_owned();
-        let (cut, cuts) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(()));
-        let (is_cut, told) = (Arc::clone(&cut), cuts.clone());
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                if is_cut.load(Relaxed) {
-                    continue;
-                }
-                let (target, mut ended) = (target.clone(), told.subscribe());
-                tokio::spawn(async move {
-                    let Ok(mut far) = TcpStream::connect(target).await else { return };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = ended.changed() => {}
-                    }
-                });
-            }
-        });
-        Self { address, cut, cuts }
-    }
-
-    fn cut(&self) {
-        self.cut.store(true, Relaxed);
-        self.cuts.send_replace(());
-    }
-
-    fn mend(&self) {
-        self.cut.store(false, Relaxed);
-    }
-
-    async fn connect(&self) -> Etcd {
-        let config = EtcdConfig {
-            endpoints: vec![format!("http://{}", self.address)],
-            keyspace: nexus_common::keyspace::Keyspace::default(),
-            request_timeout: Duration::from_secs(3),
-        };
-        Etcd::connect(config).await.unwrap()
-    }
-}
 
 async fn count(gateway: &Gateway) -> serde_json::Value {
     gateway.ok("/api/v1/telemetry?limit=10000").await["count"].clone()
@@ -88,10 +25,13 @@ async fn a_watch_that_lost_its_history_to_compaction_loads_again() {
     for n in 0..4 {
         pipeline.enqueue(&lanes[0], &[message(n)]).await;
     }
-    let link = Link::to(&etcd).await;
-    let gateway = Gateway::through(&etcd, link.connect().await, "gateway-1").await;
+    let wire = Proxy::start(&etcd.endpoint());
+    let config = EtcdConfig { endpoints: vec![wire.endpoint()], ..pipeline.etcd.config().clone() };
+    let way = Etcd::connect(config).await.unwrap();
+    let gateway = Gateway::through(&etcd, way, "gateway-1").await;
     assert_eq!(count(&gateway).await, 4);
-    link.cut();
+    wire.hold_requests();
+    wire.hold_answers();
     pipeline.commit(&lanes[0], 3).await;
     pipeline.merge("h0").await;
     pipeline.enqueue(&lanes[0], &[message(4)]).await;
@@ -100,7 +40,7 @@ async fn a_watch_that_lost_its_history_to_compaction_loads_again() {
     let newest = pipeline.etcd.revision().await.unwrap();
     etcd.etcdctl(&["compact", &newest.to_string()]);
     assert_eq!(count(&gateway).await, 4, "what it knows, it serves");
-    link.mend();
+    wire.cut();
     let reloaded = || async { count(&gateway).await == 6 };
     eventually("everything is there again", Duration::from_secs(15), reloaded).await;
     assert!(gateway.view().meters().reloads.get() >= 1);
@@ -134,4 +74,33 @@ async fn an_outage_is_served_through_and_told() {
     assert_eq!(count(&gateway).await, 16);
     let ready = || async { gateway.get("/readyz").await.status == 200 };
     eventually("ready again", Duration::from_secs(10), ready).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminated_process_ends_with_zero_after_it_served() {
+    let etcd = TestEtcd::start();
+    let port = nexus_common::testing::free_port();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nexus-gateway"))
+        .env("ETCD_ENDPOINTS", etcd.endpoint())
+        .env("PORT", port.to_string())
+        .env("GATEWAY_ID", "gateway-1")
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let ask = move |path: &str| {
+        let url = format!("http://127.0.0.1:{port}{path}");
+        async move {
+            let call = move || ureq::get(url).call().ok()?.body_mut().read_to_string().ok();
+            tokio::task::spawn_blocking(call).await.unwrap()
+        }
+    };
+    let ready = || async { ask("/readyz").await.is_some() };
+    eventually("the process is ready", Duration::from_secs(15), ready).await;
+    let registered = etcd.etcdctl(&["get", "--prefix", "/telemetry/instances/gateway/"]);
+    assert!(registered.contains(&format!("127.0.0.1:{port}")), "{registered}");
+    let kill = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(etcd.etcdctl(&["get", "--prefix", "/telemetry/instances/"]), "");
 }
