@@ -16,6 +16,35 @@ async fn count(gateway: &Gateway) -> serde_json::Value {
     gateway.ok("/api/v1/telemetry?limit=10000").await["count"].clone()
 }
 
+/// A gateway whose way to etcd can be held up and cut.
+async fn wired(etcd: &TestEtcd) -> (Proxy, Gateway) {
+    let wire = Proxy::start(&etcd.endpoint());
+    let config =
+        EtcdConfig { endpoints: vec![wire.endpoint()], ..etcd.connect().await.config().clone() };
+    let way = Etcd::connect(config).await.unwrap();
+    let gateway = Gateway::through(etcd, way, "gateway-1").await;
+    (wire, gateway)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_was_committed_before_it_could_be_fetched_is_fetched_where_it_was() {
+    let etcd = TestEtcd::start();
+    let mut pipeline = Pipeline::new(&etcd).await;
+    let lanes = pipeline.source("demo", 1).await;
+    let (wire, gateway) = wired(&etcd).await;
+    wire.hold_answers();
+    for n in 0..10 {
+        let times = [T0 + n * 1000];
+        let part = samples("h0", 1, &["temperature"], &times, |_, _| n as f64);
+        pipeline.enqueue(&lanes[0], &[part]).await;
+        pipeline.commit(&lanes[0], 1).await;
+    }
+    wire.pass();
+    gateway.caught_up(10).await;
+    assert_eq!(count(&gateway).await, 10);
+    assert_eq!(gateway.view().meters().reloads.get(), 0, "nothing was missed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_that_lost_its_history_to_compaction_loads_again() {
     let etcd = TestEtcd::start();
@@ -25,10 +54,7 @@ async fn a_watch_that_lost_its_history_to_compaction_loads_again() {
     for n in 0..4 {
         pipeline.enqueue(&lanes[0], &[message(n)]).await;
     }
-    let wire = Proxy::start(&etcd.endpoint());
-    let config = EtcdConfig { endpoints: vec![wire.endpoint()], ..pipeline.etcd.config().clone() };
-    let way = Etcd::connect(config).await.unwrap();
-    let gateway = Gateway::through(&etcd, way, "gateway-1").await;
+    let (wire, gateway) = wired(&etcd).await;
     assert_eq!(count(&gateway).await, 4);
     wire.hold_requests();
     wire.hold_answers();
