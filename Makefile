@@ -37,6 +37,7 @@ test: ## All tests; installs etcd and protoc first when they are missing
 	@scripts/deps.sh
 	cargo test --workspace
 	@scripts/check.sh
+	@scripts/smoke.sh
 lint: ## Format, clippy and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings

@@ -11,7 +11,7 @@ for file in scripts/*.awk; do
     awk -f "$file" </dev/null >/dev/null || die "$file does not parse"
 done
 if have shellcheck; then
-    # SC2317: functions handed to wait_until look unreachable to it.
+    # SC2317: functions handed to wait_until or to trap look unreachable to it.
     shellcheck --external-sources --source-path=scripts --exclude=SC2317 "${files[@]}"
     say "scripts: ${#files[@]} pass shellcheck"
 else

@@ -61,7 +61,7 @@ start() {
         return
     fi
     need etcd
-    mkdir -p "$ROOT/.pids" "$ROOT/logs"
+    mkdir -p "$PIDS" "$LOGS"
     if etcd_runs; then
         wait_until "$START_SECONDS_MAX" healthy "$(etcd_endpoints)" ||
             die "etcd: pid $(pid_in "$ETCD_PID_FILE") runs but is not healthy; see $ETCD_LOG"

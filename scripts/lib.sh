@@ -8,20 +8,23 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 
 BIN_DIR=${CARGO_TARGET_DIR:-$ROOT/target}/release
-STATE_DIR=$ROOT/.nexus
+# NEXUS_STATE_DIR holds everything that runs and stays elsewhere: smoke.sh leaves a demo alone.
+STATE_DIR=${NEXUS_STATE_DIR:-$ROOT/.nexus}
+PIDS=${NEXUS_STATE_DIR:+$STATE_DIR/pids} LOGS=${NEXUS_STATE_DIR:+$STATE_DIR/logs}
+PIDS=${PIDS:-$ROOT/.pids} LOGS=${LOGS:-$ROOT/logs}
 SAMPLE_CSV=$STATE_DIR/sample.csv
 # A second fleet beside the first (demo-scaling.sh) has its own pid files and logs.
-PID_DIR=${NEXUS_PID_DIR:-$ROOT/.pids}
-LOG_DIR=${NEXUS_LOG_DIR:-$ROOT/logs}
+PID_DIR=${NEXUS_PID_DIR:-$PIDS}
+LOG_DIR=${NEXUS_LOG_DIR:-$LOGS}
 
 # Not 2379: Debian's package may already run an etcd there, and that one is not ours.
 ETCD_PORT=${ETCD_PORT:-12379}
 ETCD_PEER_PORT=${ETCD_PEER_PORT:-12380}
 ETCD_QUOTA_BYTES=${ETCD_QUOTA_BYTES:-8589934592}
 ETCD_DIR=$STATE_DIR/etcd
-ETCD_PID_FILE=$ROOT/.pids/etcd.pid
-ETCD_PORT_FILE=$ROOT/.pids/etcd.port
-ETCD_LOG=$ROOT/logs/etcd.log
+ETCD_PID_FILE=$PIDS/etcd.pid
+ETCD_PORT_FILE=$PIDS/etcd.port
+ETCD_LOG=$LOGS/etcd.log
 
 CLUSTER_ID=${CLUSTER_ID:-local-cluster}
 ROLES=(streamer collector gateway)

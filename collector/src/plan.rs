@@ -194,3 +194,103 @@ fn new_block(
         bytes: block.encode()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use nexus_common::{
+        limits::MESSAGE_HOSTS_MAX,
+        model::{HostSamples, Labels, SeriesSamples, ShardId},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn section(host: &str, from: i64, samples: usize) -> Section {
+        let series = SeriesSamples {
+            gpu: None,
+            metric: "load".parse().unwrap(),
+            labels: Labels::default(),
+            timestamps: (from..from + samples as i64).collect(),
+            values: (0..samples).map(|i| i as f64).collect(),
+        };
+        let host = HostSamples { host: host.parse().unwrap(), gpus: vec![], series: vec![series] };
+        Section::encode(&host).unwrap()
+    }
+
+    fn message(lane: u32, seq: u64, sections: Vec<Section>) -> Received {
+        let block = Block { cluster: "c".parse().unwrap(), sections };
+        let lane = Lane { source: "s".parse().unwrap(), shard: ShardId(lane) };
+        Received { lane, seq, samples: block.samples(), bytes: block.encode().unwrap() }
+    }
+
+    fn planned(messages: Vec<Received>) -> Plan {
+        plan(messages.into_iter().map(open).collect()).unwrap()
+    }
+
+    #[test]
+    fn small_sections_of_a_host_become_one_and_large_ones_are_moved_as_they_are() {
+        let large = section("a", 1000, SMALL_SECTION_SAMPLES as usize);
+        let plan = planned(vec![
+            message(0, 0, vec![section("a", 0, 10), section("b", 0, 5)]),
+            message(0, 1, vec![section("a", 10, 10), large.clone()]),
+        ]);
+        let made: Vec<_> = plan.blocks.iter().map(|b| (b.host.as_str(), b.samples)).collect();
+        assert_eq!(made, [("a", 20 + SMALL_SECTION_SAMPLES), ("b", 5)]);
+        let block = Block::decode(plan.blocks[0].bytes.clone()).unwrap();
+        let sizes: Vec<_> = block.sections.iter().map(Section::samples).collect();
+        assert_eq!(sizes, [SMALL_SECTION_SAMPLES, 20]);
+        assert_eq!(block.sections[0].byte_len(), large.byte_len());
+        assert_eq!((plan.blocks[0].start.as_millis(), plan.blocks[0].end.as_millis()), (0, 5095));
+    }
+
+    #[test]
+    fn what_is_not_what_its_key_promises_is_dead_and_counted() {
+        let good = message(0, 0, vec![section("a", 0, 10)]);
+        let garbage = Received { bytes: Bytes::from_static(b"garbage"), ..good.clone() };
+        let lying = Received { samples: 11, ..good.clone() };
+        let plan = planned(vec![good, garbage, lying]);
+        let dead: Vec<_> =
+            plan.intake.dead.iter().map(|(i, reason)| (*i, reason.as_str())).collect();
+        assert_eq!(dead.len(), 2);
+        assert_eq!(dead[1], (2, "the key promises 11 samples, the block holds 10"));
+        assert_eq!(plan.blocks.len(), 1);
+    }
+
+    #[test]
+    fn a_commit_takes_what_fits_and_at_least_one_message() {
+        let hosts = |from: usize, count: usize| {
+            (from..from + count).map(|i| section(&format!("h{i}"), 0, 1)).collect::<Vec<_>>()
+        };
+        let check = |messages: Vec<Received>, bytes_max: usize, expected: usize| {
+            let opened: Vec<Opened> = messages.into_iter().map(open).collect();
+            assert_eq!(fitting(&opened, bytes_max), expected);
+        };
+        let wide = message(0, 0, hosts(0, MESSAGE_HOSTS_MAX));
+        check(vec![wide.clone()], usize::MAX, 1);
+        check(vec![wide.clone(), message(0, 1, hosts(0, 96))], usize::MAX, 2);
+        check(vec![wide.clone(), message(0, 1, hosts(96, 1))], usize::MAX, 1);
+        check(vec![wide.clone(), wide.clone()], 1, 1);
+        let lanes = (0..20).map(|lane| message(lane, 0, hosts(0, 1))).collect();
+        check(lanes, usize::MAX, COMMIT_LANES_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn no_sample_is_left_out(
+            shape in prop::collection::vec(prop::collection::vec((0u8..4, 1usize..6000), 1..5), 1..6),
+        ) {
+            let messages: Vec<_> = (0..)
+                .zip(shape)
+                .map(|(seq, sections)| {
+                    let sections = sections.into_iter().map(|(h, n)| section(&format!("h{h}"), 0, n));
+                    message(0, seq, sections.collect())
+                })
+                .collect();
+            let whole: u64 = messages.iter().map(|m| m.samples).sum();
+            let plan = planned(messages);
+            let stored = plan.blocks.iter().map(|b| Block::decode(b.bytes.clone()).unwrap().samples());
+            prop_assert_eq!(stored.sum::<u64>(), whole);
+        }
+    }
+}

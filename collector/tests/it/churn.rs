@@ -34,13 +34,13 @@ fn seed() -> u64 {
 
 #[tokio::test]
 async fn three_streamers_and_three_collectors_lose_and_double_nothing_under_kill_9() {
-    // Six messages of 500 rows a lane, then the streamer waits for the next commit: a flow that
+    // Ten messages of 500 rows a lane, then the streamer waits for the next commit: a flow that
     // lasts long enough to be interrupted.
     let mut fleet = Fleet::new(&[
         ("LEASE_TTL_SECONDS", "3"),
-        ("COMMIT_AGE_MS", "300"),
+        ("COMMIT_AGE_MS", "200"),
         ("BATCH_SIZE", "500"),
-        ("BACKLOG_MAX", "6"),
+        ("BACKLOG_MAX", "10"),
         ("PARALLEL_SHARDS", "1"),
     ]);
     let file = fleet.generate("telemetry.csv", 940);

@@ -18,7 +18,7 @@ async fn check_wakes_up_fenced(role: Role, kind: &str, victim: &str) {
         ("BACKLOG_MAX", "2"),
         ("LOG_LEVEL", "debug"),
     ]);
-    let file = fleet.generate("telemetry.csv", 240);
+    let file = fleet.generate("telemetry.csv", 160);
     for name in ["streamer-a", "streamer-b"] {
         fleet.stream(name, &file, &[]);
     }

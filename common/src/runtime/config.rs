@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Args, Parser, ValueEnum, error::ErrorKind};
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     etcd::EtcdConfig,
@@ -47,11 +48,16 @@ pub struct CommonArgs {
     #[arg(long, env = "BUCKET_SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=86_400 * 7))]
     pub bucket_seconds: u32,
     /// What is logged: error, warn, info, debug, trace, or a tracing filter
-    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: String,
     /// How logs are written
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+fn log_level(text: &str) -> Result<String, String> {
+    let reason = |e| format!("{e}; a filter looks like info or nexus_common=debug,info");
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(reason)
 }
 
 fn endpoint(text: &str) -> Result<String, String> {

@@ -183,7 +183,8 @@ pub(super) struct SpanParams {
     /// Last instant, inclusive
     #[param(example = "2025-07-18T20:42:37Z", format = DateTime)]
     end_time: Option<String>,
-    /// Most rows in the answer
+    /// Most rows in the answer. It may end earlier, with a `next_cursor`, where 2000 blocks had
+    /// to be read
     #[param(minimum = 1, maximum = 10000, default = 100, example = 100)]
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it

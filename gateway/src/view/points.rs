@@ -104,13 +104,30 @@ impl Points {
     /// Whether a part whose points lie between `first` and `last` instants of one host can still
     /// change the answer.
     pub(super) fn can_use(&self, place: (&ClusterId, &HostName), first: i64, last: i64) -> bool {
-        let Some(worst) = self.worst().filter(|_| self.is_full()) else { return true };
+        let worst = self.worst().filter(|_| self.is_full());
+        worst.is_none_or(|worst| !self.is_beyond(worst, place, first, last))
+    }
+
+    /// Leaves out what that part, or one behind it, may still add to.
+    pub(super) fn settle(&mut self, place: (&ClusterId, &HostName), first: i64, last: i64) {
+        let mut points = std::mem::take(&mut self.points);
+        points.retain(|key, _| self.is_beyond(key, place, first, last));
+        self.points = points;
+    }
+
+    /// Whether that part holds only points that come behind `key`, in the direction of reading.
+    fn is_beyond(
+        &self,
+        key: &PointKey,
+        place: (&ClusterId, &HostName),
+        first: i64,
+        last: i64,
+    ) -> bool {
         let at = if self.bounds.newest { last } else { first };
-        let of_worst = (worst.at, &worst.cluster, &worst.host);
-        match of_worst.cmp(&(at, place.0, place.1)) {
-            Ordering::Equal => true,
-            Ordering::Less => self.bounds.newest,
-            Ordering::Greater => !self.bounds.newest,
+        match (key.at, &key.cluster, &key.host).cmp(&(at, place.0, place.1)) {
+            Ordering::Equal => false,
+            Ordering::Less => !self.bounds.newest,
+            Ordering::Greater => self.bounds.newest,
         }
     }
 

@@ -17,11 +17,12 @@ use super::{
     snapshot::Snapshot,
 };
 
-/// Most blocks one query may look into: at 64 KiB each that is 64 MiB to fetch and about a
-/// second to decode.
-pub(super) const BLOCKS_PER_QUERY_MAX: usize = 1000;
-/// Blocks fetched ahead of the one that is decoded: most queries need one or two.
-const FETCHES_AHEAD: usize = 4;
+/// Most blocks one query looks into. Small ones that are not merged yet take about a
+/// millisecond each to fetch, so that this stays well within the time a request has.
+pub(super) const BLOCKS_PER_QUERY_MAX: usize = 2000;
+/// Blocks fetched ahead of the one that is decoded: hides the round trip, and wastes little
+/// where the first is enough.
+const FETCHES_AHEAD: usize = 8;
 /// Queries at once; the others wait. Each may hold ten thousand points (a few MiB) and some blocks.
 pub(super) const QUERIES_MAX: usize = 32;
 /// How often a query begins again because blocks went under it.
@@ -89,8 +90,8 @@ pub struct Answer {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// Too many blocks would have to be read.
-    #[error("more than {BLOCKS_PER_QUERY_MAX} blocks would have to be read")]
+    /// Too many blocks would have to be read for even one point.
+    #[error("more than {BLOCKS_PER_QUERY_MAX} blocks would have to be read for the first row")]
     TooWide,
     /// Blocks went under the query, again and again.
     #[error("the blocks that were needed went while they were read, {TRIES} times")]
@@ -180,7 +181,7 @@ impl View {
         };
         // Looked at before it is fetched and again before it is decoded.
         let mut fetched = stream::iter(parts).map(fetch).buffered(FETCHES_AHEAD);
-        let mut blocks = 0;
+        let (mut blocks, mut cut) = (0, false);
         while let Some(next) = fetched.next().await {
             let (part, sections) = next.map_err(BlockError::Gone)?;
             if !points.can_use((&part.cluster, &part.host), part.start, part.end) {
@@ -188,7 +189,10 @@ impl View {
             }
             blocks += usize::from(matches!(sections, Fetched::Block(_)));
             if blocks > BLOCKS_PER_QUERY_MAX {
-                return Err(BlockError::Query(QueryError::TooWide));
+                // What no further block can add to is an answer, if not all that was asked for.
+                points.settle((&part.cluster, &part.host), part.start, part.end);
+                cut = true;
+                break;
             }
             let decoded = tokio::task::spawn_blocking(move || {
                 decode(&part, sections, &mut points);
@@ -196,7 +200,10 @@ impl View {
             });
             points = decoded.await.map_err(|_| BlockError::Query(QueryError::Decoder))?;
         }
-        Ok(page(points.finish(), limit, newest))
+        match points.finish() {
+            points if points.is_empty() && cut => Err(BlockError::Query(QueryError::TooWide)),
+            points => Ok(page(points, limit, newest, cut)),
+        }
     }
 }
 
@@ -210,20 +217,22 @@ enum Fetched {
     Sections(Vec<Section>),
 }
 
-/// Cuts off the one too many and says where to go on.
-fn page(mut points: Vec<Point>, limit: usize, newest: bool) -> (Vec<Point>, Option<PointKey>) {
-    if points.len() <= limit {
-        return (points, None);
+/// Cuts off the one too many and says where to go on, if there is one or if reading was `cut`.
+fn page(
+    mut points: Vec<Point>,
+    limit: usize,
+    newest: bool,
+    cut: bool,
+) -> (Vec<Point>, Option<PointKey>) {
+    let more = points.len() > limit;
+    match (more, newest) {
+        (true, true) => drop(points.remove(0)),
+        (true, false) => drop(points.pop()),
+        (false, _) => {}
     }
-    if newest {
-        points.remove(0);
-        let next = points.first().map(|p| p.key.clone());
-        (points, next)
-    } else {
-        points.pop();
-        let next = points.last().map(|p| p.key.clone());
-        (points, next)
-    }
+    let last = if newest { points.first() } else { points.last() };
+    let next = last.filter(|_| more || cut).map(|point| point.key.clone());
+    (points, next)
 }
 
 /// All parts that reach into the query's span, the most promising first: by the best point each

@@ -229,6 +229,17 @@ fn reading_stops_exactly_when_nothing_better_can_come() {
 }
 
 #[test]
+fn what_is_settled_is_what_no_further_part_can_add_to() {
+    let (cluster, host) = ("c".parse().unwrap(), "h".parse().unwrap());
+    for (newest, expected) in [(true, vec![7, 9]), (false, vec![1])] {
+        let mut points = points(newest, 9, None);
+        points.add(&cluster, 1, &samples("h", &[1, 5, 7, 9]));
+        points.settle((&cluster, &host), 5, 5);
+        assert_eq!(times(points), expected);
+    }
+}
+
+#[test]
 fn of_two_reads_of_one_sample_the_later_stays_whichever_comes_first() {
     let cluster = "c".parse().unwrap();
     let (mut first, mut second) = (samples("h", &[5]), samples("h", &[5]));

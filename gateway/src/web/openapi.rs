@@ -81,7 +81,10 @@ fn add_problems(path: &str, operation: &mut Operation) {
     }
     if path.starts_with("/api/") {
         if path.ends_with("/telemetry") || path.ends_with("/metrics") {
-            add("422", "Too many blocks would have to be read; narrow the span or the places");
+            add(
+                "422",
+                "More than 2000 blocks would have to be read for the first row; narrow the span or the places",
+            );
         }
         add("503", "The view is not loaded yet, or etcd does not answer; try again");
         add("504", "Not answered in time; ask for less");

@@ -1,5 +1,8 @@
 //! The gateway against a real etcd whose keyspace is filled through the real queue and store.
 
+// Tests may panic, and so may what they are built of.
+#![allow(clippy::unwrap_used)]
+
 mod consistency;
 mod document;
 mod errors;

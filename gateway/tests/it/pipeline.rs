@@ -7,7 +7,7 @@ use nexus_common::{
     etcd::{Claim, Etcd, Outcome},
     keyspace::{ClaimItem, FileRange, Key, Progress, Source, SourceKind, to_json},
     model::{
-        Gpu, HostName, HostSamples, Labels, Lane, PartitionId, Role, SeriesSamples, ShardId,
+        Gpu, GpuId, HostName, HostSamples, Labels, Lane, PartitionId, Role, SeriesSamples, ShardId,
         Timestamp,
     },
     queue::{Consumer, Enqueued, Intake, Message, Producer},
@@ -115,8 +115,10 @@ impl Pipeline {
             }
         }
         for (host, sections) in &hosts {
-            let gpus: Vec<Gpu> =
-                sections.iter().flat_map(|s| s.dictionary().unwrap().gpus).collect();
+            // Each GPU once: a transaction takes a key only once.
+            let seen = sections.iter().flat_map(|s| s.dictionary().unwrap().gpus);
+            let seen: BTreeMap<GpuId, Gpu> = seen.map(|gpu| (gpu.id.clone(), gpu)).collect();
+            let gpus: Vec<Gpu> = seen.into_values().collect();
             self.inventory.describe(&CLUSTER.parse().unwrap(), host, &gpus).await.unwrap();
         }
         let blocks: Vec<NewBlock> =

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use nexus_common::{
+    etcd::Etcd,
     model::Role,
     runtime::Process,
     testing::{TestEtcd, eventually},
@@ -37,23 +38,32 @@ impl Reply {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }
-
-    pub(crate) fn revision(&self) -> i64 {
-        self.headers["x-nexus-revision"].parse().unwrap()
-    }
 }
 
 impl Gateway {
     /// Serves and waits until its view is loaded.
     pub(crate) async fn start(etcd: &TestEtcd, name: &str) -> Self {
-        let gateway = Self::start_unloaded(etcd, name).await;
-        let loaded = || async { gateway.view().snapshot().is_some() };
+        Self::start_unloaded(etcd, name).await.loaded().await
+    }
+
+    async fn loaded(self) -> Self {
+        let loaded = || async { self.view().snapshot().is_some() };
         eventually("the view is loaded", Duration::from_secs(10), loaded).await;
-        gateway
+        self
     }
 
     pub(crate) async fn start_unloaded(etcd: &TestEtcd, name: &str) -> Self {
         let process = etcd.process(Role::Gateway, name, 10).await;
+        Self::of(process).await
+    }
+
+    /// Like [`Gateway::start`], reaching etcd another way.
+    pub(crate) async fn through(etcd: &TestEtcd, way: Etcd, name: &str) -> Self {
+        let process = Process { etcd: way, ..etcd.process(Role::Gateway, name, 10).await };
+        Self::of(process).await.loaded().await
+    }
+
+    async fn of(process: Process) -> Self {
         let args = GatewayArgs {
             common: (*process.args).clone(),
             gateway_id: None,

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The README, done: the demo, its curl commands, scaling up and down, the counts after each
+# step. Everything in a directory and on ports of its own; nothing of it stays.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+NEXUS_STATE_DIR=$(mktemp -d)
+export NEXUS_STATE_DIR
+export ETCD_PORT=${SMOKE_ETCD_PORT:-14379} ETCD_PEER_PORT=${SMOKE_ETCD_PEER_PORT:-14380}
+export GATEWAY_PORT_BASE=${SMOKE_GATEWAY_PORT_BASE:-18080}
+export STREAMER_METRICS_PORT_BASE=19101 COLLECTOR_METRICS_PORT_BASE=19201
+unset ETCD_ENDPOINTS NEXUS_ROOT NEXUS_PID_DIR NEXUS_LOG_DIR GATEWAY_URL CSV_FILE LOOP_MODE REPLAY_SPEED
+source "$here/scripts/lib.sh"
+
+passed=0
+clean_up() {
+    local status=$?
+    make -s scale-stop stop-etcd >/dev/null 2>&1 || true
+    if ((status == 0)); then rm -rf "$NEXUS_STATE_DIR"; else warn "smoke: failed after $passed steps; logs are in $NEXUS_STATE_DIR/logs"; fi
+}
+trap clean_up EXIT
+
+# try COMMAND...: runs it; what it says is only shown when it fails.
+try() {
+    local said
+    if ! said=$("$@" 2>&1); then
+        printf '%s\n' "$said" >&2
+        die "smoke: '$*' failed"
+    fi
+    passed=$((passed + 1))
+    say "smoke: ok  $*"
+}
+
+# ask_as_told: every curl of the README, on our port.
+ask_as_told() {
+    local url
+    while read -r url; do
+        try curl -fsS --noproxy '*' --max-time 5 -o /dev/null "${url//127.0.0.1:8080/127.0.0.1:$GATEWAY_PORT_BASE}"
+    done < <(grep -oE "^curl '[^']+'" README.md | cut -d"'" -f2)
+    try curl -fsS --noproxy '*' --max-time 5 -o /dev/null "http://127.0.0.1:$GATEWAY_PORT_BASE/swagger/"
+}
+
+cd "$here"
+try make demo
+ask_as_told
+try make scale-status
+try make scale-collectors COLLECTOR_INSTANCES=5
+try make scale-streamers STREAMER_INSTANCES=4
+try make scale-gateways API_GW_INSTANCES=1
+try make verify
+try make demo
+try env GATEWAY_PORT_BASE=$((GATEWAY_PORT_BASE + 100)) STREAMER_METRICS_PORT_BASE=19301 COLLECTOR_METRICS_PORT_BASE=19401 \
+    make demo-scaling SCALING_SECONDS=20 SCALING_HOSTS=4 REPLAY_SPEED=2
+try make scale-stop stop-etcd
+say "smoke: $passed steps passed"

@@ -1,0 +1,8 @@
+//! The real streamer against a real etcd: bad input, changed files, replay.
+
+#![allow(clippy::unwrap_used)] // tests may
+
+mod input;
+mod process;
+mod refusal;
+mod replay;
