@@ -27,6 +27,10 @@ use crate::{
 const MESSAGES_A_LANE: usize = 64;
 /// Pause after something failed.
 const PAUSE: Duration = Duration::from_millis(500);
+/// First pause after a read that did not show what should be there, and how many such rounds in
+/// a row (some ten seconds) are more than a stale read.
+const STALE_PAUSE: Duration = Duration::from_millis(10);
+const TELL_EMPTY_AFTER: u32 = 32;
 
 /// What a partition's work needs.
 pub(crate) struct Partition {
@@ -72,7 +76,7 @@ impl Partition {
     ) {
         let Some((mut consumer, mut writer)) = self.open(partition, work).await else { return };
         let mut heads = self.backlog.of(partition);
-        let mut since = Since::default();
+        let (mut since, mut empty) = (Since::default(), 0);
         loop {
             let due = {
                 let known = heads.borrow_and_update();
@@ -105,7 +109,7 @@ impl Partition {
             }
             work.busy.store(true, Relaxed);
             let known = heads.borrow().clone();
-            let round = self.round(&mut consumer, &mut writer, &known).await;
+            let round = self.round(&mut consumer, &mut writer, &known, &mut empty).await;
             if !self.goes_on(round).await || gone_now(&mut gone).await {
                 return;
             }
@@ -144,12 +148,13 @@ impl Partition {
         }
     }
 
-    /// Takes what waits and commits it.
+    /// Takes what waits and commits it. `empty` counts rounds in a row that found nothing.
     async fn round(
         &self,
         consumer: &mut Consumer,
         writer: &mut Writer,
         heads: &Heads,
+        empty: &mut u32,
     ) -> Result<Outcome, RoundError> {
         let mut taken: Vec<Received> = Vec::new();
         for (lane, head) in heads {
@@ -160,10 +165,16 @@ impl Partition {
         }
         if taken.is_empty() {
             // Progress was seen, but a (stale) read does not show the messages yet.
-            sleep(Duration::from_millis(20)).await;
+            *empty += 1;
+            if empty.is_multiple_of(TELL_EMPTY_AFTER) {
+                let partition = consumer.partition();
+                tracing::error!(%partition, "messages that were promised are not in the queue: see /audit");
+            }
+            sleep(STALE_PAUSE * (1 << (*empty).min(5))).await;
             consumer.read_again().await?;
             return Ok(Outcome::Stale);
         }
+        *empty = 0;
         self.commit(consumer, writer, taken).await
     }
 

@@ -180,6 +180,10 @@ impl Etcd {
         let page = if how.page == 0 { 1000 } else { how.page };
         let mut listing = Listing { entries: Vec::new(), revision: how.revision.unwrap_or(0) };
         let mut start = range.start.clone();
+        if how.limit == Some(0) {
+            // etcd takes a limit of 0 for none.
+            return Ok(listing);
+        }
         loop {
             let wanted = how.limit.map_or(page, |l| page.min(l - listing.entries.len()));
             let mut options = GetOptions::new()

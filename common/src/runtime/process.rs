@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::Relaxed, time::Dur
 use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, interval, sleep},
+    time::{Instant, interval, sleep, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -196,35 +196,19 @@ async fn live<F>(
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let Process { metrics, health, stop, .. } = &life.process;
+    let Process { metrics, health, .. } = &life.process;
     let mut presence = Presence::new(life, started_at, address);
     if let Err(error) = presence.register().await {
         return pause_after(error.into()).await;
     }
     tracing::info!(lease = format!("{:x}", life.session.lease()), "session opened");
     health.set_ready(true);
-    let mut working = std::pin::pin!(work(life.clone()));
-    let mut tick = interval(FIGURES_EVERY);
-    let mut draining_since: Option<Instant> = None;
-    let ended = loop {
-        tokio::select! {
-            ended = &mut working => break ended,
-            () = stop.cancelled(), if draining_since.is_none() => {
-                health.set_ready(false);
-                draining_since = Some(Instant::now());
-                tracing::info!("draining: finishing what is in flight, giving back claims");
-                presence.tell(InstanceState::Draining).await;
-            }
-            _ = tick.tick() => {
-                let over = draining_since.is_some_and(|since| since.elapsed() > DRAIN_MAX);
-                if over {
-                    tracing::warn!("draining took too long, leaving: others take over");
-                    break Ok(());
-                }
-                if draining_since.is_none() {
-                    presence.tell(InstanceState::Active).await;
-                }
-            }
+    // Both are polled all the time: an etcd that hangs over a figure must not hold up the work.
+    let ended = tokio::select! {
+        ended = work(life.clone()) => ended,
+        () = presence.keep_telling() => {
+            tracing::warn!("draining took too long, leaving: others take over");
+            Ok(())
         }
     };
     health.set_ready(false);
@@ -289,6 +273,29 @@ impl<'a> Presence<'a> {
     async fn register(&self) -> Result<(), Error> {
         let etcd = &self.life.process.etcd;
         etcd.put_leased(&self.key, to_json(&self.value), self.life.session.lease()).await
+    }
+
+    /// Renews the key until the process shall stop, then tells that it drains. Returns when
+    /// draining has taken too long.
+    async fn keep_telling(&mut self) {
+        let Process { stop, health, .. } = self.life.process.clone();
+        let mut tick = interval(FIGURES_EVERY);
+        let told = async {
+            loop {
+                tick.tick().await;
+                self.tell(InstanceState::Active).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = told => {}
+        }
+        health.set_ready(false);
+        tracing::info!("draining: finishing what is in flight, giving back claims");
+        let deadline = Instant::now() + DRAIN_MAX;
+        // Told at most until the deadline; then the lease tells.
+        let _ = timeout_at(deadline, self.tell(InstanceState::Draining)).await;
+        sleep_until(deadline).await;
     }
 
     /// Renews the key with the figures of the period since the last time. A failure is only

@@ -1,7 +1,7 @@
 //! Clusters, hosts and GPUs that were seen. Written before the commit that brings their first
 //! samples, so that whatever has samples is in the inventory.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
 use tokio::sync::Mutex;
 
@@ -67,15 +67,16 @@ impl Inventory {
                 unknown.insert(None);
             }
         }
-        let mut changed = Vec::new();
+        // By key, the last description of a GPU: a transaction may put a key only once.
+        let mut changed = BTreeMap::new();
         for gpu in gpus {
             let key = keyspace.key(&Key::Gpu(cluster.clone(), host.clone(), gpu.id.clone()));
-            let record = GpuRecord::of(gpu, now);
-            if known.get(&key).and_then(Option::as_ref).is_none_or(|old| !old.describes_as(&record))
-            {
-                changed.push((key, record));
-            }
+            changed.insert(key, GpuRecord::of(gpu, now));
         }
+        changed.retain(|key, record| {
+            known.get(key).and_then(Option::as_ref).is_none_or(|old| !old.describes_as(record))
+        });
+        let changed: Vec<(String, GpuRecord)> = changed.into_iter().collect();
         for part in changed.chunks(TXN_OPS_MAX) {
             let puts: Vec<_> = part.iter().map(|(k, r)| (k.clone(), to_json(r))).collect();
             self.etcd.describe(&puts).await?;
