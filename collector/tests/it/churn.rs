@@ -34,13 +34,13 @@ fn seed() -> u64 {
 
 #[tokio::test]
 async fn three_streamers_and_three_collectors_lose_and_double_nothing_under_kill_9() {
-    // Ten messages of 500 rows a lane, then the streamer waits for the next commit: a flow that
+    // Eight messages of 500 rows a lane, then the streamer waits for the next commit: a flow that
     // lasts long enough to be interrupted.
     let mut fleet = Fleet::new(&[
         ("LEASE_TTL_SECONDS", "3"),
-        ("COMMIT_AGE_MS", "200"),
+        ("COMMIT_AGE_MS", "300"),
         ("BATCH_SIZE", "500"),
-        ("BACKLOG_MAX", "10"),
+        ("BACKLOG_MAX", "8"),
         ("PARALLEL_SHARDS", "1"),
     ]);
     let file = fleet.generate("telemetry.csv", 940);
@@ -78,7 +78,7 @@ async fn three_streamers_and_three_collectors_lose_and_double_nothing_under_kill
     assert_settles_to(&mut fleet, &file, Duration::from_secs(5)).await;
     let writes = historian.assert_sound();
     println!("{kills} kills, {audits} audits, {writes} writes of positions in {took:?}");
-    assert!(kills >= 10, "too fast to be interrupted: {kills} kills in {took:?}");
+    assert!(kills >= 8, "too fast to be interrupted: {kills} kills in {took:?}");
 }
 
 /// A killed process gives nothing back: its claims end with its lease.
