@@ -253,6 +253,10 @@ impl<'a> Pool<'a> {
             !self.rests_until.contains_key(item) && !self.running.contains_key(item)
         });
         for item in wanted {
+            // An etcd that hangs over one claim must not keep us from leaving before the next.
+            if self.life.process.stop.is_cancelled() || self.life.session.lost().is_cancelled() {
+                break;
+            }
             self.take(item, work).await;
         }
         self.count_claims();
