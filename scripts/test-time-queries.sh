@@ -87,7 +87,7 @@ times "before the first there is nothing" "end_time=$(shifted "$first" -1)" ""
 times "after the last there is nothing" "start_time=$(shifted "$last" 1)" ""
 verdict "the named values are those of the file, and no others" "$(values_in_file)" "$(values_served)"
 verdict "all GPUs of one instant" "$at_first" \
-    "$(api "/api/v1/telemetry?start_time=$first&end_time=$first&limit=1000" | jq -r '[.data // .telemetry | .[] | .uuid] | unique | length')"
+    "$(api "/api/v1/telemetry?start_time=$first&end_time=$first&limit=1000" | jq -r '[.data[] | .uuid] | unique | length')"
 refused "a bad start_time is refused by name" "/api/v1/gpus/$gpu/telemetry?start_time=yesterday" 400 start_time
 refused "a bad end_time is refused by name" "/api/v1/gpus/$gpu/telemetry?end_time=2025-13-01T00:00:00Z" 400 end_time
 refused "a bad limit is refused by name" "/api/v1/gpus/$gpu/telemetry?limit=many" 400 limit

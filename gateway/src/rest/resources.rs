@@ -1,6 +1,6 @@
 //! What answers are made of: one struct a resource, for JSON and the document alike.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use nexus_common::model::{Gpu, Labels, MetricName, Timestamp};
 use serde::Serialize;
@@ -435,7 +435,7 @@ fn labelled(metric: &MetricName, labels: &Labels) -> String {
     format!("{metric}{{{}}}", pairs.join(","))
 }
 
-/// Rows of one GPU.
+/// Rows.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RowData {
     /// Always true
@@ -451,7 +451,7 @@ pub struct RowData {
     pub next_cursor: Option<String>,
 }
 
-/// Rows.
+/// Rows of one GPU of a host.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TelemetryList {
     /// Always true
@@ -461,11 +461,7 @@ pub struct TelemetryList {
     #[schema(example = 4)]
     pub count: usize,
     /// The rows, by time
-    #[schema(value_type = Vec<Row>)]
-    pub telemetry: Arc<Vec<Row>>,
-    /// The rows once more
-    #[schema(value_type = Vec<Row>)]
-    pub data: Arc<Vec<Row>>,
+    pub telemetry: Vec<Row>,
     /// Where to go on, if there are more
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,

@@ -44,13 +44,7 @@ pub(super) async fn of_gpu(
         return Err(ApiError::not_found("GPU", &uuid));
     }
     let find = |s: &Snapshot| targets_of(s.places_of(&uuid));
-    answer(&app, snapshot, &span, find, |data, next_cursor| RowData {
-        success: true,
-        count: data.len(),
-        data,
-        next_cursor,
-    })
-    .await
+    answer(&app, snapshot, &span, find, row_data).await
 }
 
 /// Telemetry of one GPU of a host
@@ -71,7 +65,13 @@ pub(super) async fn of_host_gpu(
 ) -> Result<Response, ApiError> {
     on_host(&snapshot, &path)?;
     let find = |s: &Snapshot| on_host(s, &path).unwrap_or_default();
-    answer(&app, snapshot, &span, find, telemetry_list).await
+    answer(&app, snapshot, &span, find, |telemetry, next_cursor| TelemetryList {
+        success: true,
+        count: telemetry.len(),
+        telemetry,
+        next_cursor,
+    })
+    .await
 }
 
 /// Metrics of one GPU of a host
@@ -107,14 +107,14 @@ pub(super) async fn metrics(
 /// ones.
 #[utoipa::path(get, path = "/api/v1/telemetry", operation_id = "listTelemetry", tag = "telemetry",
     params(PlaceParams, SpanParams),
-    responses((status = 200, description = "The rows", body = TelemetryList)))]
+    responses((status = 200, description = "The rows", body = RowData)))]
 pub(super) async fn list(
     State(app): State<App>,
     At(snapshot): At,
     Checked(Search(places, span)): Checked<Search>,
 ) -> Result<Response, ApiError> {
     let find = |s: &Snapshot| matching(s, &places).into_iter().map(|(t, _)| t).collect();
-    answer(&app, snapshot, &span, find, telemetry_list).await
+    answer(&app, snapshot, &span, find, row_data).await
 }
 
 /// The latest of each GPU and host
@@ -123,11 +123,11 @@ pub(super) async fn list(
 #[utoipa::path(get, path = "/api/v1/telemetry/latest", operation_id = "listLatestTelemetry",
     tag = "telemetry", params(PlaceParams, PageParams),
     responses((status = 200, description = "The rows, by cluster, host and GPU",
-        body = TelemetryList)))]
+        body = RowData)))]
 pub(super) async fn latest(
     At(snapshot): At,
     Checked(search): Checked<LatestSearch>,
-) -> Json<TelemetryList> {
+) -> Json<RowData> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     for (target, host) in matching(&snapshot, &search.places) {
         for (cursor, row) in latest_rows(&target, host) {
@@ -141,7 +141,7 @@ pub(super) async fn latest(
     let more = rows.len() > search.limit;
     rows.truncate(search.limit);
     let next = rows.last().filter(|_| more).map(|(cursor, _)| cursor.clone());
-    Json(telemetry_list(rows.into_iter().map(|(_, row)| row).collect(), next))
+    Json(row_data(rows.into_iter().map(|(_, row)| row).collect(), next))
 }
 
 fn latest_rows(target: &Target, host: &Host) -> Vec<(String, Row)> {
@@ -162,10 +162,8 @@ fn latest_rows(target: &Target, host: &Host) -> Vec<(String, Row)> {
     own.into_iter().chain(gpus.filter_map(|(_, g)| row(Some(&g.about), &g.latest))).collect()
 }
 
-fn telemetry_list(rows: Vec<Row>, next_cursor: Option<String>) -> TelemetryList {
-    let rows = Arc::new(rows);
-    let (count, data) = (rows.len(), Arc::clone(&rows));
-    TelemetryList { success: true, count, telemetry: rows, data, next_cursor }
+fn row_data(data: Vec<Row>, next_cursor: Option<String>) -> RowData {
+    RowData { success: true, count: data.len(), data, next_cursor }
 }
 
 /// Asks the view and says which revision the answer is of: it may be newer than the request's.
