@@ -39,6 +39,8 @@ ask_as_told() {
 }
 
 cd "$here"
+# Shown, because it takes minutes the first time.
+cargo build --release --workspace --bins
 try make demo
 ask_as_told
 try make scale-status
