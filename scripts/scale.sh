@@ -47,8 +47,11 @@ start() {
         -u PORT -u LISTEN -u METRICS_LISTEN -u STREAMER_ID -u COLLECTOR_ID -u GATEWAY_ID
         "ETCD_ENDPOINTS=$(etcd_endpoints)" "CLUSTER_ID=$CLUSTER_ID"
     )
-    # Our own etcd has a larger quota than etcd's default: streamers must know when it is full.
-    if [[ -z ${ETCD_ENDPOINTS:-} ]]; then environment+=("ETCD_QUOTA_BYTES=$ETCD_QUOTA_BYTES"); fi
+    # Our own etcd has a larger quota than etcd's default: streamers must know when it is full,
+    # and collectors what they may keep.
+    if [[ -z ${ETCD_ENDPOINTS:-} ]]; then
+        environment+=("ETCD_QUOTA_BYTES=$ETCD_QUOTA_BYTES" "RETENTION_BYTES=${RETENTION_BYTES:-$((ETCD_QUOTA_BYTES / 2))}")
+    fi
     case $role in
         streamer) environment+=("METRICS_LISTEN=127.0.0.1:$port" "CSV_FILE=$(csv_file)") ;;
         collector) environment+=("METRICS_LISTEN=127.0.0.1:$port") ;;

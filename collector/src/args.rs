@@ -52,8 +52,9 @@ pub struct Args {
     /// Keep blocks for so many seconds after they were stored; 0 keeps them for ever
     #[arg(long, env = "RETENTION_SECONDS", default_value_t = 7 * 86_400)]
     pub retention_seconds: u64,
-    /// Keep at most so many bytes of blocks; 0 is no bound
-    #[arg(long, env = "RETENTION_BYTES", default_value_t = 4 << 30)]
+    /// Keep at most so many bytes of blocks; 0 is no bound. Half of etcd's space quota leaves room
+    /// for the queue and for history
+    #[arg(long, env = "RETENTION_BYTES", default_value_t = 1 << 30)]
     pub retention_bytes: u64,
     /// Seconds between looks for blocks to delete
     #[arg(long, env = "RETENTION_EVERY_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
