@@ -125,44 +125,41 @@ impl Metrics {
             dead_letters: Counter::default(),
             registry: Mutex::new(registry),
         };
-        metrics.register_all();
+        metrics.register(role);
         metrics
     }
 
-    fn register_all(&self) {
+    /// Only what the role can tell: a metric that always says 0 would be invented.
+    fn register(&self, role: Role) {
+        // Not asked yet is not empty.
+        self.database_fill.set(f64::NAN);
+        let moves = role != Role::Gateway;
         self.with_registry(|r| {
-            r.register("rows", "Rows read from sources, by result", self.rows.clone());
-            r.register("samples", "Samples moved", self.samples.clone());
-            r.register("bytes", "Bytes of messages or blocks written", self.bytes.clone());
-            r.register("txn", "Transactions by kind and result", self.txns.clone());
-            r.register(
-                "txn_seconds",
-                "Time until a transaction was decided",
-                self.txn_seconds.clone(),
-            );
-            r.register("claims", "Claims held", self.claims.clone());
-            r.register("backlog_messages", "Messages known to be waiting", self.backlog.clone());
-            r.register(
-                "lag_seconds",
-                "Age of the oldest waiting message, or of a view",
-                self.lag.clone(),
-            );
             r.register("session_lost", "Sessions lost", self.sessions_lost.clone());
-            r.register(
-                "backpressure_seconds",
-                "Time spent waiting for room",
-                self.backpressure_seconds.clone(),
-            );
-            r.register(
-                "db_fill_ratio",
-                "Part of etcd's space quota in use",
-                self.database_fill.clone(),
-            );
-            r.register(
-                "dead_letters",
-                "Messages set aside as undecodable",
-                self.dead_letters.clone(),
-            );
+            if moves {
+                r.register("samples", "Samples moved", self.samples.clone());
+                r.register("bytes", "Bytes of messages or blocks written", self.bytes.clone());
+                let help = "Transactions by kind and result";
+                r.register("txn", help, self.txns.clone());
+                let help = "Time until a transaction was decided";
+                r.register("txn_seconds", help, self.txn_seconds.clone());
+                r.register("claims", "Claims held", self.claims.clone());
+                let help = "Messages known to be waiting";
+                r.register("backlog_messages", help, self.backlog.clone());
+                let help = "Age of the oldest waiting message, or time a streamer has waited";
+                r.register("lag_seconds", help, self.lag.clone());
+            }
+            if role == Role::Streamer {
+                r.register("rows", "Rows read from sources, by result", self.rows.clone());
+                let help = "Time spent waiting for room";
+                r.register("backpressure_seconds", help, self.backpressure_seconds.clone());
+                let help = "Part of etcd's space quota in use; NaN while unknown";
+                r.register("db_fill_ratio", help, self.database_fill.clone());
+            }
+            if role == Role::Collector {
+                let help = "Messages set aside as undecodable";
+                r.register("dead_letters", help, self.dead_letters.clone());
+            }
         });
     }
 

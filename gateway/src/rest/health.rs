@@ -149,7 +149,7 @@ pub(super) async fn readyz(
         }
         // Told, not asked for: without a session others do not see this gateway, no more.
         let session = if app.health.is_ready() { "open" } else { "none" };
-        let _ = writeln!(text, "[ ] session: {session}");
+        let _ = writeln!(text, "[i] session: {session}");
     }
     let status = match failure {
         None => {

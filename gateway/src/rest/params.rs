@@ -81,9 +81,9 @@ impl Given {
     fn check(pairs: Vec<(String, String)>, names: &[&str]) -> Result<Self, ApiError> {
         let list = || {
             if names.is_empty() {
-                "a parameter here: there are none".to_owned()
+                "a parameter: this route takes none".to_owned()
             } else {
-                format!("a parameter here: there are {}", names.join(", "))
+                format!("one of the parameters here: {}", names.join(", "))
             }
         };
         for (index, (name, _)) in pairs.iter().enumerate() {
@@ -353,7 +353,7 @@ mod tests {
         check(&[("limit", "ten")], "limit", "a number from 1 to 10000");
         check(&[("limit", "1"), ("limit", "2")], "limit", "given once");
         check(&[("cursor", "x")], "cursor", CURSOR);
-        let names = "a parameter here: there are start_time, end_time, limit, cursor";
+        let names = "one of the parameters here: start_time, end_time, limit, cursor";
         check(&[("from", "1")], "from", names);
         let (start, end) = ("2025-07-18T20:42:34Z", "2025-07-18T20:42:33Z");
         let allowed = "at or after start_time, 2025-07-18T20:42:34Z";
