@@ -27,10 +27,10 @@ use crate::{
 const MESSAGES_A_LANE: usize = 64;
 /// Pause after something failed.
 const PAUSE: Duration = Duration::from_millis(500);
-/// First pause after a read that did not show what should be there, and how many such rounds in
-/// a row (some ten seconds) are more than a stale read.
+/// First pause after a round that found things other than they should be, and how many in a row
+/// (some fifteen seconds) are more than a stale read or a lost race.
 const STALE_PAUSE: Duration = Duration::from_millis(10);
-const TELL_EMPTY_AFTER: u32 = 32;
+const TELL_STALE_AFTER: u32 = 32;
 
 /// What a partition's work needs.
 pub(crate) struct Partition {
@@ -76,7 +76,7 @@ impl Partition {
     ) {
         let Some((mut consumer, mut writer)) = self.open(partition, work).await else { return };
         let mut heads = self.backlog.of(partition);
-        let (mut since, mut empty) = (Since::default(), 0);
+        let (mut since, mut stale) = (Since::default(), 0);
         loop {
             let due = {
                 let known = heads.borrow_and_update();
@@ -102,15 +102,15 @@ impl Partition {
                     job = job => {
                         work.busy.store(true, Relaxed);
                         let merged = job.run(&self.life, &mut consumer, &mut writer).await;
-                        if !self.goes_on(merged.map_err(RoundError::from)).await { return }
+                        if !self.goes_on(merged.map_err(RoundError::from), &mut stale).await { return }
                     }
                 }
                 continue;
             }
             work.busy.store(true, Relaxed);
             let known = heads.borrow().clone();
-            let round = self.round(&mut consumer, &mut writer, &known, &mut empty).await;
-            if !self.goes_on(round).await || gone_now(&mut gone).await {
+            let round = self.round(&mut consumer, &mut writer, &known).await;
+            if !self.goes_on(round, &mut stale).await || gone_now(&mut gone).await {
                 return;
             }
         }
@@ -127,13 +127,24 @@ impl Partition {
         }
     }
 
-    /// Whether the partition is still ours to work on.
-    async fn goes_on(&self, round: Result<Outcome, RoundError>) -> bool {
+    /// Whether the partition is still ours to work on. `stale` counts rounds in a row that found
+    /// things other than they should be.
+    async fn goes_on(&self, round: Result<Outcome, RoundError>, stale: &mut u32) -> bool {
         match round {
-            Ok(Outcome::Committed { .. }) => true,
-            Ok(Outcome::Stale) => {
-                tracing::debug!("a position had moved; it was read again");
+            Ok(Outcome::Committed { .. }) => {
+                *stale = 0;
                 true
+            }
+            Ok(Outcome::Stale) => {
+                *stale += 1;
+                if stale.is_multiple_of(TELL_STALE_AFTER) {
+                    tracing::error!(
+                        times = *stale,
+                        "nothing can be committed: messages or the retention floor are not as they should be, see /audit"
+                    );
+                }
+                sleep(STALE_PAUSE * (1 << (*stale).min(6))).await;
+                !self.life.session.lost().is_cancelled()
             }
             Ok(Outcome::Fenced) | Err(RoundError::Etcd(Error::SessionLost { .. })) => {
                 tracing::info!("the partition is somebody else's now");
@@ -148,13 +159,12 @@ impl Partition {
         }
     }
 
-    /// Takes what waits and commits it. `empty` counts rounds in a row that found nothing.
+    /// Takes what waits and commits it.
     async fn round(
         &self,
         consumer: &mut Consumer,
         writer: &mut Writer,
         heads: &Heads,
-        empty: &mut u32,
     ) -> Result<Outcome, RoundError> {
         let mut taken: Vec<Received> = Vec::new();
         for (lane, head) in heads {
@@ -165,16 +175,9 @@ impl Partition {
         }
         if taken.is_empty() {
             // Progress was seen, but a (stale) read does not show the messages yet.
-            *empty += 1;
-            if empty.is_multiple_of(TELL_EMPTY_AFTER) {
-                let partition = consumer.partition();
-                tracing::error!(%partition, "messages that were promised are not in the queue: see /audit");
-            }
-            sleep(STALE_PAUSE * (1 << (*empty).min(5))).await;
             consumer.read_again().await?;
             return Ok(Outcome::Stale);
         }
-        *empty = 0;
         self.commit(consumer, writer, taken).await
     }
 

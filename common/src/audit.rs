@@ -262,7 +262,12 @@ impl Audit {
     }
 
     fn retention(&mut self) {
-        let Some(floor) = self.floor.clone() else { return };
+        let Some(floor) = self.floor.clone() else {
+            if !self.progress.is_empty() {
+                self.breach("retention/floor is missing: nothing can be committed".to_owned());
+            }
+            return;
+        };
         let early = self.retired.keys().find(|bucket| **bucket >= floor).cloned();
         if let Some(bucket) = early {
             self.breach(format!("bucket {bucket} was retired, but history begins at {floor}"));
@@ -346,6 +351,14 @@ mod tests {
         let twice = "20260101T000000Z/c/h/0000000000000-0000000000009-0001.2.0-10-5";
         doubled.push(entry(&Key::Block(twice.parse().unwrap()), vec![]));
         assert_eq!(audited(&doubled).delta, 10);
+    }
+
+    #[test]
+    fn a_missing_floor_is_found() {
+        let mut entries = sound();
+        entries.pop();
+        let report = audited(&entries);
+        assert_eq!((report.violation_count, report.delta), (1, 0));
     }
 
     #[test]
