@@ -59,6 +59,9 @@ pub struct Args {
     /// Seconds between looks for blocks to delete
     #[arg(long, env = "RETENTION_EVERY_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub retention_every_seconds: u64,
+    /// Seconds between checks of the conservation law, by one collector of all; 0 is never
+    #[arg(long, env = "AUDIT_EVERY_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub audit_every_seconds: u64,
 }
 
 /// What the command line asks for.

@@ -1,4 +1,4 @@
-//! Retention, by whichever collector holds the janitor's claim.
+//! Retention and the audit, by whichever collector holds the janitor's claim.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,22 @@ use nexus_common::{
 };
 use tokio::time::interval;
 
-use crate::args::Args;
+use crate::{
+    args::Args,
+    audit::{self, AuditMeters},
+};
 
-/// Sweeps every now and then until asked to leave or fenced.
-pub(crate) async fn sweep(life: Life, args: Arc<Args>, work: Work) {
+/// Sweeps and audits every now and then until asked to leave or fenced.
+pub(crate) async fn serve(life: Life, args: Arc<Args>, meters: Arc<AuditMeters>, work: Work) {
+    let every = Duration::from_secs(args.audit_every_seconds);
+    let etcd = life.process.etcd.clone();
+    tokio::select! {
+        () = sweep(life, args, work) => {}
+        () = audit::watch(&etcd, &meters, every) => {}
+    }
+}
+
+async fn sweep(life: Life, args: Arc<Args>, work: Work) {
     let policy = Policy { age_seconds: args.retention_seconds, bytes: args.retention_bytes };
     let retention = Retention::new(&life, work.claim.clone(), policy);
     let mut tick = interval(Duration::from_secs(args.retention_every_seconds));

@@ -2,6 +2,7 @@
 //! blocks, merges small blocks of closed buckets, and (one collector at a time) ends history.
 
 pub mod args;
+mod audit;
 mod backlog;
 mod janitor;
 mod merge;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use args::Args;
+use audit::AuditMeters;
 use backlog::Backlog;
 use merge::MergeJobs;
 use partition::Partition;
@@ -36,11 +38,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // Served to the very end: draining can be watched, too.
     let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let args = Arc::new(args);
-    run_process(process, address, |life| collect(life, Arc::clone(&args))).await
+    let meters = AuditMeters::register(&process.metrics);
+    run_process(process, address, |life| collect(life, Arc::clone(&args), Arc::clone(&meters)))
+        .await
 }
 
 /// One session's work.
-async fn collect(life: Life, args: Arc<Args>) -> anyhow::Result<()> {
+async fn collect(life: Life, args: Arc<Args>, meters: Arc<AuditMeters>) -> anyhow::Result<()> {
     let inventory = Arc::new(Inventory::open(life.process.etcd.clone()).await?);
     let backlog = Backlog::follow(&life);
     let merges = MergeJobs::scout(&life, &args);
@@ -57,10 +61,10 @@ async fn collect(life: Life, args: Arc<Args>) -> anyhow::Result<()> {
         };
         partition.serve(work)
     };
-    let sweep = |work| janitor::sweep(life.clone(), Arc::clone(&args), work);
+    let tidy = |work| janitor::serve(life.clone(), Arc::clone(&args), Arc::clone(&meters), work);
     tokio::join!(
         work_on(&life, "claims/partitions/", partitions, serve_partition),
-        work_on(&life, "claims/janitor", janitor, sweep),
+        work_on(&life, "claims/janitor", janitor, tidy),
     );
     Ok(())
 }

@@ -133,6 +133,20 @@ impl Fleet {
         }
     }
 
+    /// What all running ones logged.
+    pub(crate) fn logs(&self) -> String {
+        self.running.keys().map(|name| self.log(name)).collect()
+    }
+
+    /// Waits until one of them has logged `text`.
+    pub(crate) async fn wait_for_logs(&self, text: &str, within: Duration) {
+        let since = Instant::now();
+        while !self.logs().contains(text) {
+            assert!(since.elapsed() < within, "nobody logged {text:?} within {within:?}");
+            sleep(LOOK).await;
+        }
+    }
+
     /// Processor time it has used, all threads, user and system.
     pub(crate) fn cpu(&self, name: &str) -> Duration {
         let pid = self.running[name].id();

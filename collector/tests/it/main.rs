@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // tests may
 
+mod auditing;
 mod churn;
 mod dead_letters;
 mod drain;

@@ -6,7 +6,7 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::{Entry, Etcd, one, within},
+    client::{Entry, Etcd, one},
     error::{Error, Fate},
     session::Session,
 };
@@ -51,8 +51,13 @@ impl Claim {
                 TxnOp::get(key.as_str(), None),
             ])
             .or_else([TxnOp::get(key.as_str(), None)]);
-        let mut kv = etcd.kv();
-        match within(etcd.config().request_timeout, &attempt, kv.txn(txn)).await {
+        let sent = etcd
+            .ask(&attempt, |mut kv| {
+                let txn = txn.clone();
+                async move { kv.txn(txn).await }
+            })
+            .await;
+        match sent {
             Ok(answer) => Ok(answer.op_responses().into_iter().find_map(|r| match r {
                 TxnOpResponse::Get(got) => one(got).and_then(ours),
                 _ => None,
@@ -97,9 +102,12 @@ impl Claim {
         let mut last = None;
         // Deleting under the guard may be repeated; three tries cover a member that is gone.
         for _ in 0..3 {
-            let txn = Txn::new().when([self.guard()]).and_then([TxnOp::delete(&*self.key, None)]);
-            let mut kv = etcd.kv();
-            match within(etcd.config().request_timeout, &attempt, kv.txn(txn)).await {
+            let sent = etcd.ask(&attempt, |mut kv| {
+                let ops = [TxnOp::delete(&*self.key, None)];
+                let txn = Txn::new().when([self.guard()]).and_then(ops);
+                async move { kv.txn(txn).await }
+            });
+            match sent.await {
                 Ok(_) => return Ok(()),
                 Err(e) => last = Some(e),
             }

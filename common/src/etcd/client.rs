@@ -1,56 +1,29 @@
-//! Connections to etcd, and reads.
+//! A handle to etcd: reads, and the few writes that need no guard.
 //!
-//! A process has three channels, so that a bulk read never delays a watch and neither delays a
-//! lease: control (session, claims; in the session's own thread), watch, and data.
+//! A process has three channels to a member, so that a bulk read never delays a watch and neither
+//! delays a lease: control (the session, in its own thread), watch, and data.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, KvClient, PutOptions, Txn, TxnOp,
-    TxnOpResponse,
+    Client, Compare, CompareOp, GetOptions, KvClient, PutOptions, Txn, TxnOp, TxnOpResponse,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
-use super::error::{Error, Fate};
+use super::{
+    connect::EtcdConfig,
+    error::{Error, Fate},
+    members::{Headed, Members},
+};
 use crate::keyspace::{Key, KeyRange, Keyspace};
 
-/// Largest answer that is decoded: 64 messages of the largest size, or a full watch batch.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How often a read is tried: one more than a cluster of five has members.
-const READ_TRIES: u32 = 6;
+/// How often a read is tried: one more than a cluster of five has members, and, with the pauses
+/// between, for longer than an election takes.
+const READ_TRIES: u32 = 8;
 /// First and longest pause between tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-
-/// How to reach etcd.
-#[derive(Debug, Clone)]
-pub struct EtcdConfig {
-    /// URLs of the members.
-    pub endpoints: Vec<String>,
-    /// Where our keys are.
-    pub keyspace: Keyspace,
-    /// Longest wait for one answer.
-    pub request_timeout: Duration,
-}
-
-impl EtcdConfig {
-    /// Options with every time-out that the client library leaves open.
-    fn options() -> ConnectOptions {
-        ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(2))
-            // etcd refuses pings more often than every 5 s, and pings without a stream.
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true)
-    }
-
-    /// A channel of its own. Never waits for etcd: the first request does.
-    pub(crate) async fn channel(&self) -> Result<Client, Error> {
-        Client::connect(&self.endpoints, Some(Self::options()))
-            .await
-            .map_err(|e| Error::request("open a channel to etcd", e))
-    }
-}
 
 /// A key with its value and revisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,18 +75,18 @@ pub struct RangeRead {
 #[derive(Clone)]
 pub struct Etcd {
     config: EtcdConfig,
-    watch: Client,
-    data: Client,
+    members: Arc<Members>,
 }
 
 impl Etcd {
     /// Opens the channels. etcd need not be there: use [`Etcd::wait_until_reachable`].
     ///
     /// # Errors
-    /// When an endpoint is not a URL.
+    /// When an endpoint is not a URL, or a file cannot be used.
     pub async fn connect(config: EtcdConfig) -> Result<Self, Error> {
-        let (watch, data) = (config.channel().await?, config.channel().await?);
-        Ok(Self { config, watch, data })
+        let probe_key = config.keyspace.key(&Key::Config);
+        let members = Arc::new(Members::connect(&config, probe_key).await?);
+        Ok(Self { config, members })
     }
 
     /// Where our keys are.
@@ -126,12 +99,34 @@ impl Etcd {
         &self.config
     }
 
-    pub(crate) fn watch_channel(&self) -> &Client {
-        &self.watch
+    pub(super) fn members(&self) -> &Members {
+        &self.members
     }
 
-    pub(crate) fn kv(&self) -> KvClient {
-        self.data.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX)
+    /// Cancelled when etcd was found to be another than it was: nothing is written any more, and
+    /// every request fails with [`Error::Regressed`].
+    pub fn regressed(&self) -> &CancellationToken {
+        self.members.seen.regressed()
+    }
+
+    /// Why etcd is taken for another.
+    ///
+    /// # Errors
+    /// [`Error::Regressed`], if it is.
+    pub fn check_same(&self) -> Result<(), Error> {
+        self.members.seen.check()
+    }
+
+    /// Asks once.
+    pub(super) async fn ask<T: Headed, F>(
+        &self,
+        attempt: &str,
+        request: impl Fn(KvClient) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.members.ask(attempt, request).await
     }
 
     /// Waits until etcd answers a linearizable read, telling `waiting` each failed try.
@@ -151,9 +146,11 @@ impl Etcd {
     pub async fn revision(&self) -> Result<i64, Error> {
         let key = self.keyspace().key(&Key::Config);
         let options = GetOptions::new().with_count_only();
-        let mut kv = self.kv();
-        let answer =
-            within(self.config.request_timeout, "reach etcd", kv.get(key, Some(options))).await?;
+        let get = |mut kv: KvClient| {
+            let (key, options) = (key.clone(), options.clone());
+            async move { kv.get(key, Some(options)).await }
+        };
+        let answer = self.ask("reach etcd", get).await?;
         Ok(answer.header().map_or(0, etcd_client::ResponseHeader::revision))
     }
 
@@ -293,9 +290,11 @@ impl Etcd {
     pub async fn put_leased(&self, key: &str, value: Vec<u8>, lease: i64) -> Result<(), Error> {
         let attempt = format!("register {key}");
         let options = PutOptions::new().with_lease(lease);
-        let mut kv = self.kv();
-        let put = kv.put(key, value, Some(options));
-        within(self.config.request_timeout, &attempt, put).await.map(|_| ())
+        let put = |mut kv: KvClient| {
+            let (value, options) = (value.clone(), options.clone());
+            async move { kv.put(key, value, Some(options)).await }
+        };
+        self.ask(&attempt, put).await.map(|_| ())
     }
 
     /// Renews the value of a leased key of ours and leaves its lease as it is.
@@ -305,9 +304,11 @@ impl Etcd {
     pub async fn renew(&self, key: &str, value: Vec<u8>) -> Result<(), Error> {
         let attempt = format!("renew {key}");
         let options = PutOptions::new().with_ignore_lease();
-        let mut kv = self.kv();
-        let put = kv.put(key, value, Some(options));
-        within(self.config.request_timeout, &attempt, put).await.map(|_| ())
+        let put = |mut kv: KvClient| {
+            let (value, options) = (value.clone(), options.clone());
+            async move { kv.put(key, value, Some(options)).await }
+        };
+        self.ask(&attempt, put).await.map(|_| ())
     }
 
     /// Bytes in use in etcd's database (free pages not counted), when this client may know.
@@ -315,9 +316,11 @@ impl Etcd {
     /// # Errors
     /// When etcd does not answer or refuses: callers treat the size as unknown.
     pub async fn used_bytes(&self) -> Result<u64, Error> {
-        let mut client = self.data.maintenance_client();
-        let status =
-            within(self.config.request_timeout, "ask for etcd's status", client.status()).await?;
+        let ask = |client: &Client| {
+            let mut client = client.maintenance_client();
+            async move { client.status().await }
+        };
+        let status = self.members.ask_client("ask for etcd's status", ask).await?;
         // The client's name for `dbSizeInUse`; members before 3.4 do not tell it.
         let used = match status.raft_used_db_size() {
             0 => status.db_size(),
@@ -327,14 +330,18 @@ impl Etcd {
     }
 
     /// A request that may be repeated, with growing pauses between tries.
-    async fn read<T, F>(&self, attempt: &str, request: impl Fn(KvClient) -> F) -> Result<T, Error>
+    async fn read<T: Headed, F>(
+        &self,
+        attempt: &str,
+        request: impl Fn(KvClient) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut pause = PAUSE.0;
         let mut tries = 1;
         loop {
-            match within(self.config.request_timeout, attempt, request(self.kv())).await {
+            match self.ask(attempt, &request).await {
                 Ok(answer) => return Ok(answer),
                 Err(e) if tries >= READ_TRIES || e.fate() == Fate::Refused => return Err(e),
                 Err(e) => tracing::debug!(error = %e, tries, "trying again"),
@@ -343,19 +350,6 @@ impl Etcd {
             pause = (pause * 2).min(PAUSE.1);
             tries += 1;
         }
-    }
-}
-
-/// The outer time-out that the client library does not have.
-pub(crate) async fn within<T>(
-    after: Duration,
-    attempt: &str,
-    request: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, Error> {
-    match timeout(after, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(source)) => Err(Error::request(attempt, source)),
-        Err(_) => Err(Error::Timeout { attempt: attempt.to_owned(), after }),
     }
 }
 

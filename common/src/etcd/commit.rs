@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     claim::Claim,
-    client::{Entry, Etcd, one, within},
+    client::{Entry, Etcd, one},
     error::{Error, Fate},
 };
 use crate::{
@@ -160,8 +160,12 @@ impl<'a> Commit<'a> {
         let deadline = Instant::now() + RESOLVE_WITHIN;
         let (mut pause, mut unanswered) = (Duration::from_millis(20), false);
         loop {
-            let mut kv = etcd.kv();
-            let sent = within(etcd.config().request_timeout, &attempt, kv.txn(self.txn())).await;
+            let sent = etcd
+                .ask(&attempt, |mut kv| {
+                    let txn = self.txn();
+                    async move { kv.txn(txn).await }
+                })
+                .await;
             let error = match sent {
                 Ok(answer) => return Ok(self.decide(&answer, unanswered)),
                 Err(error) => error,

@@ -60,6 +60,22 @@ pub enum Error {
         /// How many are possible.
         max: usize,
     },
+    /// A flag or a file that cannot be used.
+    #[error("{what}")]
+    Config {
+        /// Which, and why.
+        what: String,
+    },
+    /// etcd is not the one it was: restored from a snapshot, or replaced.
+    #[error(
+        "etcd was restored from a snapshot or replaced: {what}. What this process remembers is of \
+         another past, so it writes nothing more. Stop every instance, see that this is the etcd \
+         you want, then start them: each reads anew where its work stands"
+    )]
+    Regressed {
+        /// What was seen.
+        what: String,
+    },
     /// A value that is not what its key promises.
     #[error(transparent)]
     Value(#[from] ValueError),
@@ -102,8 +118,17 @@ impl Error {
             },
             Error::SessionLost { .. } => Fate::LeaseGone,
             Error::Compacted { .. } | Error::TooLarge { .. } => Fate::Refused,
+            Error::Config { .. } | Error::Regressed { .. } => Fate::Refused,
             Error::Value(_) | Error::Key(_) => Fate::Refused,
         }
+    }
+
+    /// Whether logging in (again) may help.
+    pub(super) fn wants_login(&self) -> bool {
+        let Error::Request { source, .. } = self else { return false };
+        let etcd_client::Error::GRpcStatus(status) = &**source else { return false };
+        let wants = ["user name is empty", "invalid auth token", "revision of auth store is old"];
+        wants.iter().any(|text| status.message().contains(text))
     }
 
     /// Whether etcd refuses writes because its space is used up.
@@ -135,7 +160,10 @@ fn brief(error: &etcd_client::Error) -> String {
             // Transport errors hide the useful part ("connection refused") some levels down.
             for _ in 0..6 {
                 let Some(inner) = cause else { break };
-                text = format!("{text}: {inner}");
+                let inner_text = inner.to_string();
+                if !text.contains(&inner_text) {
+                    text = format!("{text}: {inner_text}");
+                }
                 cause = inner.source();
             }
             text

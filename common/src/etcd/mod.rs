@@ -7,13 +7,17 @@
 mod claim;
 mod client;
 mod commit;
+mod connect;
 mod error;
+mod members;
+mod seen;
 mod session;
 mod watch;
 
 pub use claim::Claim;
-pub use client::{Entry, Etcd, EtcdConfig, Listing, RangeRead};
+pub use client::{Entry, Etcd, Listing, RangeRead};
 pub use commit::{Commit, Outcome, Position};
+pub use connect::{EtcdConfig, Security};
 pub use error::{Error, Fate};
 pub use session::Session;
 pub use watch::{Change, Event, follow};

@@ -13,10 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    client::{Etcd, EtcdConfig, within},
-    error::Error,
-};
+use super::{client::Etcd, connect::Login, error::Error, members::within};
 use crate::{
     keyspace::{Claimant, to_json},
     model::{InstanceId, Role},
@@ -45,7 +42,7 @@ impl Session {
         let (granted, answer) = oneshot::channel();
         let [lost, stop, ended] = std::array::from_fn(|_| CancellationToken::new());
         let keeper = Keeper {
-            config: etcd.config().clone(),
+            etcd: etcd.clone(),
             ttl: Duration::from_secs(ttl_seconds.unsigned_abs()),
             lost: lost.clone(),
             stop: stop.clone(),
@@ -101,7 +98,7 @@ impl Drop for Session {
 }
 
 struct Keeper {
-    config: EtcdConfig,
+    etcd: Etcd,
     ttl: Duration,
     lost: CancellationToken,
     stop: CancellationToken,
@@ -123,7 +120,7 @@ impl Keeper {
 
     async fn keep(&self, granted: oneshot::Sender<Result<i64, Error>>) {
         let sent_at = Instant::now();
-        let (mut client, lease) = match self.grant().await {
+        let (mut channels, lease) = match self.grant().await {
             Ok(lease) => lease,
             Err(e) => {
                 let _ = granted.send(Err(e));
@@ -131,40 +128,51 @@ impl Keeper {
             }
         };
         if granted.send(Ok(lease)).is_err() {
-            let _ = timeout(Duration::from_secs(1), client.lease_revoke(lease)).await;
+            let _ = timeout(Duration::from_secs(1), channels.client().lease_revoke(lease)).await;
             return;
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
-            () = self.renew(client.clone(), lease, sent_at) => {}
+            () = self.etcd.regressed().cancelled() => {}
+            () = self.renew(&mut channels, lease, sent_at) => {}
         }
         self.lost.cancel();
+        if self.etcd.regressed().is_cancelled() {
+            // Not the etcd that granted it.
+            return;
+        }
         // Also after a loss: the lease may still stand, and our claims with it.
-        let _ = timeout(Duration::from_secs(2), client.lease_revoke(lease)).await;
+        let _ = timeout(Duration::from_secs(2), channels.client().lease_revoke(lease)).await;
     }
 
-    async fn grant(&self) -> Result<(Client, i64), Error> {
-        let mut client = self.config.channel().await?;
+    async fn grant(&self) -> Result<(Channels, i64), Error> {
+        let channels = Channels::open(&self.etcd).await?;
         let seconds = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX);
+        let after = self.etcd.config().request_timeout;
+        channels.log_in(after).await?;
+        let mut client = channels.client();
         let grant = client.lease_grant(seconds, None);
-        let answer = within(self.config.request_timeout, "grant a lease", grant).await?;
+        let answer = within(after, "grant a lease", grant).await?;
         let lease = answer.id();
-        Ok((client, lease))
+        Ok((channels, lease))
     }
 
     /// Returns when the lease is gone, or so close to it that no write could be acknowledged.
-    async fn renew(&self, mut client: Client, lease: i64, granted_at: Instant) {
+    async fn renew(&self, channels: &mut Channels, lease: i64, granted_at: Instant) {
         // A lease is given up one second early: what is sent later would be refused anyway.
         let budget = self.ttl.saturating_sub(Duration::from_secs(1));
         let mut acknowledged = granted_at;
         let mut stream: Option<(LeaseKeeper, LeaseKeepAliveStream)> = None;
         while acknowledged.elapsed() < budget {
             let sent_at = Instant::now();
+            let mut client = channels.client();
             match timeout(self.ttl / 4, beat(&mut client, lease, &mut stream)).await {
                 Ok(Ok(Some(ttl))) if ttl > 0 => {
                     acknowledged = sent_at;
-                    sleep(self.ttl / 3).await;
-                    continue;
+                    if stays(&mut stream, self.ttl / 3).await {
+                        continue;
+                    }
+                    tracing::debug!(lease, "keep-alive stream broke");
                 }
                 Ok(Ok(Some(_))) => {
                     tracing::warn!(lease, "etcd says that the lease is gone");
@@ -175,9 +183,54 @@ impl Keeper {
                 Err(_) => tracing::debug!(lease, "keep-alive not answered in time"),
             }
             stream = None;
+            // Another etcd may be there when the connection stands again.
+            self.etcd.members().seen.doubt();
             sleep(Duration::from_millis(200)).await;
+            channels.next();
+            if let Err(error) = channels.log_in(self.ttl / 4).await {
+                tracing::debug!(lease, %error, "could not log in");
+            }
         }
         tracing::warn!(lease, "the lease could not be renewed in time");
+    }
+}
+
+/// The session's own channels, one to a member; one of them is used until it fails.
+struct Channels {
+    list: Vec<Client>,
+    at: usize,
+    login: Option<Login>,
+}
+
+impl Channels {
+    /// Begins with the member that answers everything else.
+    async fn open(etcd: &Etcd) -> Result<Self, Error> {
+        let (list, login) = (etcd.config().channels().await?, etcd.config().login()?);
+        Ok(Self { list, at: etcd.members().current(), login })
+    }
+
+    fn client(&self) -> Client {
+        // `channels` never gives none.
+        self.list[self.at % self.list.len()].clone()
+    }
+
+    fn next(&mut self) {
+        self.at = (self.at + 1) % self.list.len();
+    }
+
+    async fn log_in(&self, after: Duration) -> Result<(), Error> {
+        let Some(login) = &self.login else { return Ok(()) };
+        let mut client = self.client();
+        within(after, "log in to etcd", client.update_user(Some(login.clone()))).await
+    }
+}
+
+/// Whether the stream outlives a pause, in which nothing is to be heard.
+async fn stays(stream: &mut Option<(LeaseKeeper, LeaseKeepAliveStream)>, pause: Duration) -> bool {
+    let Some((_, answers)) = stream else { return false };
+    match timeout(pause, answers.message()).await {
+        Err(_) | Ok(Ok(Some(_))) => true,
+        Ok(Ok(None) | Err(_)) => false,
     }
 }
 

@@ -12,8 +12,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::{Entry, Etcd, RangeRead, within},
+    client::{Entry, Etcd, RangeRead},
     error::Error,
+    members::within,
 };
 use crate::keyspace::KeyRange;
 
@@ -197,15 +198,27 @@ async fn list_and_watch(
     while in_a_row < 5 {
         in_a_row = if feed.applied > applied { 1 } else { in_a_row + 1 };
         applied = feed.applied;
-        let mut stream = match open(etcd, range, feed.applied + 1).await {
-            Ok(stream) => stream,
+        let (mut stream, member) = match open(etcd, range, feed.applied + 1).await {
+            Ok(opened) => opened,
             Err(e) => {
                 last_error = Some(e);
                 sleep(Duration::from_millis(200)).await;
                 continue;
             }
         };
-        match drain(&mut stream, &mut feed, tell).await {
+        let ended = tokio::select! {
+            ended = drain(&mut stream, &mut feed, tell) => ended,
+            // Requests go to another member now: this one is not trusted to be alive.
+            () = etcd.members().left(member) => Ended::Step(Step::Resume),
+        };
+        let step = match ended {
+            Ended::Step(step) => step,
+            Ended::Broken => {
+                etcd.members().leave(member);
+                Step::Resume
+            }
+        };
+        match step {
             Step::List if tell.capacity() == 0 => {
                 return Err(Error::Timeout { attempt: "tell a change".to_owned(), after: LAG_MAX });
             }
@@ -220,17 +233,32 @@ async fn list_and_watch(
     Err(last_error.unwrap_or(Error::Timeout { attempt: "watch".to_owned(), after: SILENCE_MAX }))
 }
 
-async fn open(etcd: &Etcd, range: &KeyRange, from: i64) -> Result<WatchStream, Error> {
+/// Opens the watch at the member that is asked now; which one that is.
+async fn open(etcd: &Etcd, range: &KeyRange, from: i64) -> Result<(WatchStream, usize), Error> {
     let options =
         WatchOptions::new().with_range(range.end.clone()).with_start_revision(from).with_fragment();
-    let mut client = etcd.watch_channel().watch_client().max_decoding_message_size(WATCH_BYTES_MAX);
+    let (client, member) = etcd.members().watch_channel().await?;
+    let mut client = client.max_decoding_message_size(WATCH_BYTES_MAX);
     let attempt = "open a watch";
-    within(SILENCE_MAX, attempt, client.watch(range.start.clone(), Some(options))).await
+    let opened =
+        within(SILENCE_MAX, attempt, client.watch(range.start.clone(), Some(options))).await;
+    if opened.is_err() {
+        etcd.members().leave(member);
+    }
+    opened.map(|stream| (stream, member))
+}
+
+/// Why a stream is not read any more.
+enum Ended {
+    /// For this.
+    Step(Step),
+    /// It ended or failed by itself, or fell silent.
+    Broken,
 }
 
 /// Reads the stream until it must be opened again (`Resume`), the range listed again (`List`),
 /// or nobody listens (`Wait`).
-async fn drain(stream: &mut WatchStream, feed: &mut Feed, tell: &mpsc::Sender<Event>) -> Step {
+async fn drain(stream: &mut WatchStream, feed: &mut Feed, tell: &mpsc::Sender<Event>) -> Ended {
     let mut heard = Instant::now();
     loop {
         let step = match timeout(ASK_EVERY, stream.message()).await {
@@ -238,21 +266,21 @@ async fn drain(stream: &mut WatchStream, feed: &mut Feed, tell: &mpsc::Sender<Ev
                 heard = Instant::now();
                 feed.on(Message::from(&answer))
             }
-            Ok(Ok(None) | Err(_)) => return Step::Resume,
-            Err(_) if heard.elapsed() > SILENCE_MAX => return Step::Resume,
+            Ok(Ok(None) | Err(_)) => return Ended::Broken,
+            Err(_) if heard.elapsed() > SILENCE_MAX => return Ended::Broken,
             Err(_) => match timeout(ASK_EVERY, stream.request_progress()).await {
                 Ok(Ok(())) => Step::Wait,
-                _ => return Step::Resume,
+                _ => return Ended::Broken,
             },
         };
         match step {
             Step::Wait => {}
             Step::Emit(event) => match timeout(LAG_MAX, tell.send(event)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Step::Wait,
-                Err(_) => return Step::List,
+                Ok(Err(_)) => return Ended::Step(Step::Wait),
+                Err(_) => return Ended::Step(Step::List),
             },
-            Step::Resume | Step::List => return step,
+            Step::Resume | Step::List => return Ended::Step(step),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     ffi::OsString,
+    path::PathBuf,
     process::{ExitCode, exit},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use clap::{Args, Parser, ValueEnum, error::ErrorKind};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    etcd::EtcdConfig,
+    etcd::{EtcdConfig, Security},
     keyspace::Keyspace,
     limits::{LEASE_TTL_SECONDS_MAX, LEASE_TTL_SECONDS_MIN, PARTITIONS_DEFAULT, PARTITIONS_MAX},
     model::{ClusterId, InstanceId, Role},
@@ -32,6 +33,27 @@ pub struct CommonArgs {
     /// URLs of etcd's members, separated by commas
     #[arg(long, env = "ETCD_ENDPOINTS", value_delimiter = ',', default_value = "http://127.0.0.1:2379", value_parser = endpoint)]
     pub etcd_endpoints: Vec<String>,
+    /// PEM of the authorities that etcd's certificates are checked with; for https:// endpoints
+    #[arg(long, env = "ETCD_CA_FILE", value_name = "FILE")]
+    pub etcd_ca_file: Option<PathBuf>,
+    /// PEM of this process' certificate, for an etcd that asks for one
+    #[arg(
+        long,
+        env = "ETCD_CERT_FILE",
+        value_name = "FILE",
+        requires = "etcd_key_file",
+        requires = "etcd_ca_file"
+    )]
+    pub etcd_cert_file: Option<PathBuf>,
+    /// PEM of that certificate's key
+    #[arg(long, env = "ETCD_KEY_FILE", value_name = "FILE", requires = "etcd_cert_file")]
+    pub etcd_key_file: Option<PathBuf>,
+    /// Name at etcd's own authentication; certificates are the better way
+    #[arg(long, env = "ETCD_USERNAME", value_name = "NAME", requires = "etcd_password_file")]
+    pub etcd_username: Option<String>,
+    /// File that holds the password
+    #[arg(long, env = "ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_username")]
+    pub etcd_password_file: Option<PathBuf>,
     /// Where Nexus keeps its keys in etcd
     #[arg(long, env = "NEXUS_ROOT", default_value = "/telemetry")]
     pub root: Keyspace,
@@ -63,7 +85,8 @@ fn log_level(text: &str) -> Result<String, String> {
 fn endpoint(text: &str) -> Result<String, String> {
     let text = text.trim();
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let rest = url.strip_prefix("http://").ok_or("must begin with http://")?;
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let rest = rest.ok_or("must begin with http:// or https://")?;
     let (host, port) =
         rest.rsplit_once(':').ok_or("must end in a port, as in http://127.0.0.1:2379")?;
     if host.is_empty() || port.parse::<u16>().is_err() {
@@ -79,6 +102,12 @@ impl CommonArgs {
             endpoints: self.etcd_endpoints.clone(),
             keyspace: self.root.clone(),
             request_timeout: Duration::from_secs(5),
+            security: Security {
+                ca_file: self.etcd_ca_file.clone(),
+                cert_file: self.etcd_cert_file.clone(),
+                key_file: self.etcd_key_file.clone(),
+                user: self.etcd_username.clone().zip(self.etcd_password_file.clone()),
+            },
         }
     }
 }
@@ -129,6 +158,7 @@ mod tests {
         };
         check("http://127.0.0.1:2379", Some("http://127.0.0.1:2379"));
         check("etcd-0.etcd:2379", Some("http://etcd-0.etcd:2379"));
+        check("https://etcd-0.etcd:2379", Some("https://etcd-0.etcd:2379"));
         check("http://127.0.0.1", None);
         check("ftp://127.0.0.1:1", None);
         check("", None);

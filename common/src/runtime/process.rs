@@ -148,6 +148,28 @@ pub async fn run<F>(
 where
     F: Future<Output = anyhow::Result<()>>,
 {
+    tokio::select! {
+        ended = lives(&process, address, work) => ended,
+        // Everything in hand is dropped where it stands, as a crash would.
+        () = process.etcd.regressed().cancelled() => {
+            let error = process.etcd.check_same();
+            if let Err(error) = &error {
+                tracing::error!(%error, "stopping at once");
+            }
+            Ok(error?)
+        }
+    }
+}
+
+/// Session after session.
+async fn lives<F>(
+    process: &Process,
+    address: SocketAddr,
+    work: impl Fn(Life) -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
     let started_at = Timestamp::now();
     tracing::info!(
         role = %process.role,

@@ -5,21 +5,24 @@
 // Tests may panic, and this is only compiled for them.
 #![allow(clippy::unwrap_used)]
 
+mod cluster;
 mod proxy;
 
 use std::{
     net::TcpListener,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+pub use cluster::TestCluster;
 pub use proxy::Proxy;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    etcd::{Etcd, EtcdConfig, Session},
+    etcd::{Etcd, EtcdConfig, Security, Session},
     keyspace::{Config, Keyspace},
     model::{InstanceId, Role},
     runtime::{CommonArgs, Health, Life, LogFormat, Metrics, Process},
@@ -32,6 +35,16 @@ pub struct TestEtcd {
     client_port: u16,
     peer_port: u16,
     flags: Vec<String>,
+    secured: Secured,
+}
+
+/// How clients have to come.
+#[derive(Debug, Clone, Default)]
+pub struct Secured {
+    /// Over TLS.
+    pub tls: bool,
+    /// What etcdctl has to be told for it.
+    pub etcdctl: Vec<String>,
 }
 
 impl TestEtcd {
@@ -42,11 +55,20 @@ impl TestEtcd {
 
     /// Starts one with further flags.
     pub fn with_flags(flags: &[&str]) -> Self {
+        Self::secured(flags, Secured::default())
+    }
+
+    /// Starts one with further flags, to which not everyone may come.
+    pub fn secured(flags: &[&str], secured: Secured) -> Self {
+        Self::on_ports(flags, secured, free_port(), free_port())
+    }
+
+    fn on_ports(flags: &[&str], secured: Secured, client_port: u16, peer_port: u16) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let (client_port, peer_port) = (free_port(), free_port());
         let flags: Vec<String> = flags.iter().map(|&f| f.to_owned()).collect();
-        let child = spawn(data.path(), client_port, peer_port, &flags);
-        let etcd = Self { child, data, client_port, peer_port, flags };
+        let client = url(&secured, client_port);
+        let child = spawn(data.path(), &client, peer_port, &flags);
+        let etcd = Self { child, data, client_port, peer_port, flags, secured };
         etcd.wait_until_healthy();
         etcd
     }
@@ -59,13 +81,47 @@ impl TestEtcd {
 
     /// Starts it again on the same data and ports.
     pub fn restart(&mut self) {
-        self.child = spawn(self.data.path(), self.client_port, self.peer_port, &self.flags);
+        self.child = spawn(self.data.path(), &self.endpoint(), self.peer_port, &self.flags);
         self.wait_until_healthy();
+    }
+
+    /// Another etcd, with data and an identity of its own, on the ports of `gone`, which was
+    /// killed.
+    pub fn in_place_of(gone: &TestEtcd) -> Self {
+        Self::on_ports(&[], gone.secured.clone(), gone.client_port, free_port())
+    }
+
+    /// From now on etcdctl is told this name and password.
+    pub fn authenticate(&mut self, user: &str) {
+        self.secured.etcdctl.push(format!("--user={user}"));
+    }
+
+    /// Saves all it stores to a file, and returns the path.
+    pub fn save_snapshot(&self) -> PathBuf {
+        let path = self.data.path().join("snapshot.db");
+        self.etcdctl(&["snapshot", "save", path.to_str().unwrap()]);
+        path
+    }
+
+    /// Puts what a snapshot holds in the place of what it stored. It must not run.
+    pub fn restore(&mut self, snapshot: &Path) {
+        let data = self.data.path().join("data");
+        std::fs::remove_dir_all(&data).unwrap();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let restored = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore", snapshot.to_str().unwrap()])
+            .arg(format!("--data-dir={}", data.display()))
+            .arg(format!("--initial-cluster=default={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .output()
+            .unwrap();
+        assert!(restored.status.success(), "{restored:?}");
     }
 
     /// Its URL.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        url(&self.secured, self.client_port)
     }
 
     /// Runs etcdctl against it and returns what it printed.
@@ -73,6 +129,7 @@ impl TestEtcd {
         let output = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoint()))
+            .args(&self.secured.etcdctl)
             .args(args)
             .output()
             .expect("etcdctl is needed by the tests: apt-get install etcd-client");
@@ -93,35 +150,12 @@ impl TestEtcd {
 
     /// A process of `role` named `name`, with a session of `ttl_seconds`, as `run` would make it.
     pub async fn life(&self, role: Role, name: &str, ttl_seconds: i64) -> Life {
-        let process = self.process(role, name, ttl_seconds).await;
-        let config: Config = process.enter_keyspace().await.unwrap().unwrap();
-        let opened =
-            Session::open(&process.etcd, role, process.instance.clone(), ttl_seconds).await;
-        Life { process, config, session: Arc::new(opened.unwrap()) }
+        live(self.process(role, name, ttl_seconds).await).await
     }
 
     /// A process of `role` without a session.
     pub async fn process(&self, role: Role, name: &str, ttl_seconds: i64) -> Process {
-        let instance = InstanceId::new(name).unwrap();
-        let args = CommonArgs {
-            etcd_endpoints: vec![self.endpoint()],
-            root: Keyspace::default(),
-            cluster_id: "local-cluster".parse().unwrap(),
-            lease_ttl_seconds: ttl_seconds,
-            partitions: 8,
-            bucket_seconds: 3600,
-            log_level: "info".to_owned(),
-            log_format: LogFormat::Text,
-        };
-        Process {
-            args: Arc::new(args),
-            role,
-            etcd: self.connect().await,
-            metrics: Arc::new(Metrics::new(role, &instance)),
-            instance,
-            health: Arc::new(Health::default()),
-            stop: CancellationToken::new(),
-        }
+        process(self.connect().await, role, name, ttl_seconds)
     }
 
     fn wait_until_healthy(&self) {
@@ -130,6 +164,7 @@ impl TestEtcd {
             let healthy = Command::new("etcdctl")
                 .env("ETCDCTL_API", "3")
                 .arg(format!("--endpoints={}", self.endpoint()))
+                .args(&self.secured.etcdctl)
                 .args(["endpoint", "health", "--command-timeout=2s"])
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -168,14 +203,60 @@ where
     }
 }
 
+/// A process of `role` named `name` on `etcd`, without a session.
+fn process(etcd: Etcd, role: Role, name: &str, ttl_seconds: i64) -> Process {
+    let instance = InstanceId::new(name).unwrap();
+    let args = CommonArgs {
+        etcd_endpoints: etcd.config().endpoints.clone(),
+        etcd_ca_file: None,
+        etcd_cert_file: None,
+        etcd_key_file: None,
+        etcd_username: None,
+        etcd_password_file: None,
+        root: Keyspace::default(),
+        cluster_id: "local-cluster".parse().unwrap(),
+        lease_ttl_seconds: ttl_seconds,
+        partitions: 8,
+        bucket_seconds: 3600,
+        log_level: "info".to_owned(),
+        log_format: LogFormat::Text,
+    };
+    Process {
+        args: Arc::new(args),
+        role,
+        etcd,
+        metrics: Arc::new(Metrics::new(role, &instance)),
+        instance,
+        health: Arc::new(Health::default()),
+        stop: CancellationToken::new(),
+    }
+}
+
+/// A process of `role` named `name` on `etcd`, with a session of `ttl_seconds`.
+pub async fn life_on(etcd: Etcd, role: Role, name: &str, ttl_seconds: i64) -> Life {
+    live(process(etcd, role, name, ttl_seconds)).await
+}
+
+/// Gives a process a session.
+async fn live(process: Process) -> Life {
+    let config: Config = process.enter_keyspace().await.unwrap().unwrap();
+    let ttl = process.args.lease_ttl_seconds;
+    let opened = Session::open(&process.etcd, process.role, process.instance.clone(), ttl).await;
+    Life { process, config, session: Arc::new(opened.unwrap()) }
+}
+
 async fn connect(endpoint: String, request_timeout: Duration) -> Etcd {
     let keyspace = Keyspace::default();
-    let config = EtcdConfig { endpoints: vec![endpoint], keyspace, request_timeout };
+    let security = Security::default();
+    let config = EtcdConfig { endpoints: vec![endpoint], keyspace, request_timeout, security };
     Etcd::connect(config).await.unwrap()
 }
 
-fn spawn(data: &std::path::Path, client_port: u16, peer_port: u16, flags: &[String]) -> Child {
-    let client = format!("http://127.0.0.1:{client_port}");
+fn url(secured: &Secured, port: u16) -> String {
+    format!("{}://127.0.0.1:{port}", if secured.tls { "https" } else { "http" })
+}
+
+fn spawn(data: &Path, client: &str, peer_port: u16, flags: &[String]) -> Child {
     let peer = format!("http://127.0.0.1:{peer_port}");
     Command::new("etcd")
         .arg(format!("--data-dir={}", data.join("data").display()))

@@ -5,10 +5,13 @@
 
 mod audit;
 mod claim;
+mod cluster;
 mod commit;
 mod given;
 mod pool;
 mod queue;
+mod regress;
+mod secure;
 mod session;
 mod store;
 mod tidy;

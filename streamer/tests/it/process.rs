@@ -9,7 +9,7 @@ use std::{
 
 use nexus_common::{
     audit::{AuditReport, audit},
-    etcd::{Etcd, EtcdConfig},
+    etcd::{Etcd, EtcdConfig, Security},
     testing::TestEtcd,
 };
 use tempfile::TempDir;
@@ -34,6 +34,7 @@ impl Case {
             endpoints: vec![server.endpoint()],
             keyspace: root.parse().unwrap(),
             request_timeout: Duration::from_secs(3),
+            security: Security::default(),
         };
         let env = [
             ("ETCD_ENDPOINTS", server.endpoint()),
