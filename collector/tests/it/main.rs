@@ -12,4 +12,5 @@ mod merging;
 mod outage;
 mod pause;
 mod scaling;
+mod space;
 mod truth;

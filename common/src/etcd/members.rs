@@ -90,6 +90,17 @@ impl Members {
         *self.current.borrow()
     }
 
+    /// The present member's channel, for what is asked outside of [`Members::ask`].
+    pub(super) fn client(&self) -> Result<Client, Error> {
+        self.seen.check()?;
+        self.list.get(self.current()).map(|member| member.data.clone()).ok_or_else(no_member)
+    }
+
+    /// A channel to each member.
+    pub(super) fn clients(&self) -> impl Iterator<Item = Client> {
+        self.list.iter().map(|member| member.data.clone())
+    }
+
     /// Asks the present member once. It is left for the next one when it fails, or when another
     /// lives and it does not answer.
     pub(super) async fn ask<T: Headed, F>(
