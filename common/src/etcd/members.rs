@@ -129,14 +129,19 @@ impl Members {
             // Rare, and large: not a part of every future.
             Box::pin(self.settle()).await?;
         }
-        self.ask_member(attempt, request).await
+        let (answer, from_the_past) = self.ask_member(attempt, request).await?;
+        if from_the_past {
+            Box::pin(self.settle()).await?;
+        }
+        Ok(answer)
     }
 
+    /// The answer, and whether it is of a lower revision than was seen before it was asked for.
     async fn ask_member<T: Headed, F>(
         &self,
         attempt: &str,
         request: impl Fn(&Client) -> F,
-    ) -> Result<T, Error>
+    ) -> Result<(T, bool), Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -149,7 +154,12 @@ impl Members {
             sent = self.sent(at, attempt, request(&member.data)).await;
         }
         match sent {
-            Ok(answer) => self.seen.note(answer.headed(), floor).map(|()| answer),
+            Ok(answer) => {
+                let header = answer.headed();
+                let from_the_past = header.is_some_and(|header| header.revision() < floor);
+                self.seen.note(header, floor)?;
+                Ok((answer, from_the_past))
+            }
             Err(error) => {
                 if error.fate() == Fate::Unknown && !error.is_no_space() {
                     self.leave(at);
@@ -271,8 +281,8 @@ impl Members {
             let mut kv = client.kv_client();
             async move { kv.get(key, Some(GetOptions::new().with_count_only())).await }
         };
-        let read: GetResponse = self.ask_member(attempt, read).await?;
-        if read.header().is_some_and(|header| header.revision() >= floor) {
+        let (read, stale): (GetResponse, bool) = self.ask_member(attempt, read).await?;
+        if !stale {
             return self.seen.settle(read.header(), floor);
         }
         // A read may be stale. What goes through etcd's log cannot be: a transaction that could
@@ -284,7 +294,7 @@ impl Members {
             async move { kv.txn(txn).await }
         };
         match self.ask_member::<TxnResponse, _>(attempt, ordered).await {
-            Ok(answer) => self.seen.settle(answer.header(), floor),
+            Ok((answer, _)) => self.seen.settle(answer.header(), floor),
             // One who may only read has only the read.
             Err(e) if e.fate() == Fate::Refused => self.seen.settle(read.header(), floor),
             Err(e) => Err(e),
