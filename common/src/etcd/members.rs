@@ -274,7 +274,7 @@ impl Members {
 
     /// Finds out whether this is still the etcd that it was.
     async fn settle(&self) -> Result<(), Error> {
-        let floor = self.seen.revision();
+        let (floor, doubts) = (self.seen.revision(), self.seen.doubts());
         let key = self.probe_key.as_str();
         let attempt = "look whether etcd is still the same";
         let read = |client: &Client| {
@@ -283,8 +283,9 @@ impl Members {
         };
         let (read, stale): (GetResponse, bool) = self.ask_member(attempt, read).await?;
         if !stale {
-            return self.seen.settle(read.header(), floor);
+            return self.seen.settle(read.header(), floor, doubts);
         }
+        let doubts = self.seen.doubts(); // the stale read was one
         // A read may be stale. What goes through etcd's log cannot be: a transaction that could
         // write, if a key had a create revision that none has.
         let ordered = |client: &Client| {
@@ -294,9 +295,9 @@ impl Members {
             async move { kv.txn(txn).await }
         };
         match self.ask_member::<TxnResponse, _>(attempt, ordered).await {
-            Ok((answer, _)) => self.seen.settle(answer.header(), floor),
+            Ok((answer, _)) => self.seen.settle(answer.header(), floor, doubts),
             // One who may only read has only the read.
-            Err(e) if e.fate() == Fate::Refused => self.seen.settle(read.header(), floor),
+            Err(e) if e.fate() == Fate::Refused => self.seen.settle(read.header(), floor, doubts),
             Err(e) => Err(e),
         }
     }
