@@ -1,21 +1,28 @@
 #!/usr/bin/env bash
 # A private etcd on loopback: etcd.sh start|stop|status
 #   ETCD_PORT (12379), ETCD_PEER_PORT (12380); what it stores lies under .nexus/etcd.
-#   With ETCD_ENDPOINTS set, that etcd is used and nothing is started or stopped.
+#   With ETCD_ENDPOINTS set, that etcd is used and nothing is started or stopped; for https ones
+#   ETCD_CA_FILE, ETCD_CERT_FILE and ETCD_KEY_FILE say whom to trust and who we are.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 START_SECONDS_MAX=30 # an etcd with a large WAL replays it first
 STOP_SECONDS_MAX=15
 
 # healthy ENDPOINT: whether it has a leader and accepts writes.
-healthy() { curl -fs --noproxy '*' --max-time 2 "$1/health" 2>/dev/null | grep -q '"health": *"true"'; }
+healthy() {
+    local tls=()
+    if [[ $1 == https://* ]]; then
+        if [[ -n ${ETCD_CA_FILE:-} ]]; then tls+=(--cacert "$ETCD_CA_FILE"); fi
+        if [[ -n ${ETCD_CERT_FILE:-} ]]; then tls+=(--cert "$ETCD_CERT_FILE" --key "${ETCD_KEY_FILE:-}"); fi
+    fi
+    curl -fs --noproxy '*' --max-time 2 "${tls[@]}" "$1/health" 2>/dev/null | grep -q '"health": *"true"'
+}
 
-# given_answers: whether one of ETCD_ENDPOINTS does. TLS needs certificates that only the
-# binaries are told about, so https ones are taken at their word.
+# given_answers: whether one of ETCD_ENDPOINTS does.
 given_answers() {
     local endpoint
     for endpoint in ${ETCD_ENDPOINTS//,/ }; do
-        if [[ $endpoint == https://* ]] || healthy "${endpoint%/}"; then return 0; fi
+        if healthy "${endpoint%/}"; then return 0; fi
     done
     return 1
 }

@@ -25,6 +25,11 @@ ETCD_DIR=$STATE_DIR/etcd
 ETCD_PID_FILE=$PIDS/etcd.pid
 ETCD_PORT_FILE=$PIDS/etcd.port
 ETCD_LOG=$LOGS/etcd.log
+# Files that the binaries read, wherever they are started: as the caller named them.
+for name in ETCD_CA_FILE ETCD_CERT_FILE ETCD_KEY_FILE ETCD_PASSWORD_FILE; do
+    if [[ -n ${!name:-} && ${!name} != /* ]]; then export "$name=$CALLER_DIR/${!name}"; fi
+done
+unset name
 
 CLUSTER_ID=${CLUSTER_ID:-local-cluster}
 ROLES=(streamer collector gateway)

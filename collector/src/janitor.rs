@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use nexus_common::{
-    etcd::Error,
+    etcd::{Error, Etcd},
     model::Timestamp,
     runtime::{Life, Work},
     store::{Policy, Retention},
@@ -14,6 +14,23 @@ use crate::{
     args::Args,
     audit::{self, AuditMeters},
 };
+
+/// How often etcd is asked whether its space is used up: healing begins within this.
+const SPACE_EVERY: Duration = Duration::from_secs(5);
+
+/// Makes room in an etcd that has none left. Whether it did.
+async fn made_room(etcd: &Etcd) -> bool {
+    // One that does not tell (a managed one may not) is not helped.
+    if !etcd.is_out_of_space().await.unwrap_or(false) {
+        return false;
+    }
+    tracing::error!("etcd's space is used up: compacting, defragmenting, taking back its alarm");
+    match etcd.make_room().await {
+        Ok(()) => tracing::warn!("etcd takes writes again"),
+        Err(error) => tracing::error!(%error, "could not make room in etcd, trying again"),
+    }
+    true
+}
 
 /// Sweeps and audits every now and then until asked to leave or fenced.
 pub(crate) async fn serve(life: Life, args: Arc<Args>, meters: Arc<AuditMeters>, work: Work) {
@@ -29,11 +46,14 @@ async fn sweep(life: Life, args: Arc<Args>, work: Work) {
     let policy = Policy { age_seconds: args.retention_seconds, bytes: args.retention_bytes };
     let retention = Retention::new(&life, work.claim.clone(), policy);
     let mut tick = interval(Duration::from_secs(args.retention_every_seconds));
+    let mut space = interval(SPACE_EVERY);
     loop {
         tokio::select! {
             () = work.leave.cancelled() => return,
             () = life.session.lost().cancelled() => return,
             _ = tick.tick() => {}
+            // Retention comes at once when there is room again: its own writes need some.
+            _ = space.tick() => if !made_room(&life.process.etcd).await { continue },
         }
         match retention.sweep(Timestamp::now()).await {
             Ok(Some(swept)) if swept.blocks > 0 => {

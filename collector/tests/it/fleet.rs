@@ -28,7 +28,11 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// An etcd without processes. Every process will get `env`.
     pub(crate) fn new(env: &[(&str, &str)]) -> Self {
-        let etcd = TestEtcd::start();
+        Self::on(TestEtcd::start(), env)
+    }
+
+    /// The same on an etcd of one's own.
+    pub(crate) fn on(etcd: TestEtcd, env: &[(&str, &str)]) -> Self {
         let mut all = vec![("ETCD_ENDPOINTS".to_owned(), etcd.endpoint())];
         all.extend(env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Self { etcd, dir: tempfile::tempdir().unwrap(), env: all, running: BTreeMap::new() }

@@ -11,5 +11,7 @@ mod fleet;
 mod merging;
 mod outage;
 mod pause;
+mod restored;
 mod scaling;
+mod space;
 mod truth;

@@ -358,13 +358,10 @@ pub(crate) fn one(mut answer: etcd_client::GetResponse) -> Option<Entry> {
 }
 
 fn compacted(error: Error, revision: i64) -> Error {
-    match &error {
-        Error::Request { attempt, source } => match &**source {
-            etcd_client::Error::GRpcStatus(s) if s.message().contains("compacted") => {
-                Error::Compacted { attempt: attempt.clone(), revision }
-            }
-            _ => error,
-        },
-        _ => error,
+    match error {
+        Error::Request { ref attempt, .. } if error.is_compacted() => {
+            Error::Compacted { attempt: attempt.clone(), revision }
+        }
+        other => other,
     }
 }

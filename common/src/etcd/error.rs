@@ -123,6 +123,11 @@ impl Error {
         }
     }
 
+    pub(super) fn is_compacted(&self) -> bool {
+        let Error::Request { source, .. } = self else { return false };
+        matches!(&**source, etcd_client::Error::GRpcStatus(s) if s.message().contains("compacted"))
+    }
+
     /// Whether logging in (again) may help.
     pub(super) fn wants_login(&self) -> bool {
         let Error::Request { source, .. } = self else { return false };

@@ -90,6 +90,17 @@ impl Members {
         *self.current.borrow()
     }
 
+    /// The present member's channel, for what is asked outside of [`Members::ask`].
+    pub(super) fn client(&self) -> Result<Client, Error> {
+        self.seen.check()?;
+        self.list.get(self.current()).map(|member| member.data.clone()).ok_or_else(no_member)
+    }
+
+    /// A channel to each member.
+    pub(super) fn clients(&self) -> impl Iterator<Item = Client> {
+        self.list.iter().map(|member| member.data.clone())
+    }
+
     /// Asks the present member once. It is left for the next one when it fails, or when another
     /// lives and it does not answer.
     pub(super) async fn ask<T: Headed, F>(
@@ -118,14 +129,19 @@ impl Members {
             // Rare, and large: not a part of every future.
             Box::pin(self.settle()).await?;
         }
-        self.ask_member(attempt, request).await
+        let (answer, from_the_past) = self.ask_member(attempt, request).await?;
+        if from_the_past {
+            Box::pin(self.settle()).await?;
+        }
+        Ok(answer)
     }
 
+    /// The answer, and whether it is of a lower revision than was seen before it was asked for.
     async fn ask_member<T: Headed, F>(
         &self,
         attempt: &str,
         request: impl Fn(&Client) -> F,
-    ) -> Result<T, Error>
+    ) -> Result<(T, bool), Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -138,7 +154,12 @@ impl Members {
             sent = self.sent(at, attempt, request(&member.data)).await;
         }
         match sent {
-            Ok(answer) => self.seen.note(answer.headed(), floor).map(|()| answer),
+            Ok(answer) => {
+                let header = answer.headed();
+                let from_the_past = header.is_some_and(|header| header.revision() < floor);
+                self.seen.note(header, floor)?;
+                Ok((answer, from_the_past))
+            }
             Err(error) => {
                 if error.fate() == Fate::Unknown && !error.is_no_space() {
                     self.leave(at);
@@ -253,17 +274,18 @@ impl Members {
 
     /// Finds out whether this is still the etcd that it was.
     async fn settle(&self) -> Result<(), Error> {
-        let floor = self.seen.revision();
+        let (floor, doubts) = (self.seen.revision(), self.seen.doubts());
         let key = self.probe_key.as_str();
         let attempt = "look whether etcd is still the same";
         let read = |client: &Client| {
             let mut kv = client.kv_client();
             async move { kv.get(key, Some(GetOptions::new().with_count_only())).await }
         };
-        let read: GetResponse = self.ask_member(attempt, read).await?;
-        if read.header().is_some_and(|header| header.revision() >= floor) {
-            return self.seen.settle(read.header(), floor);
+        let (read, stale): (GetResponse, bool) = self.ask_member(attempt, read).await?;
+        if !stale {
+            return self.seen.settle(read.header(), floor, doubts);
         }
+        let doubts = self.seen.doubts(); // the stale read was one
         // A read may be stale. What goes through etcd's log cannot be: a transaction that could
         // write, if a key had a create revision that none has.
         let ordered = |client: &Client| {
@@ -273,9 +295,9 @@ impl Members {
             async move { kv.txn(txn).await }
         };
         match self.ask_member::<TxnResponse, _>(attempt, ordered).await {
-            Ok(answer) => self.seen.settle(answer.header(), floor),
+            Ok((answer, _)) => self.seen.settle(answer.header(), floor, doubts),
             // One who may only read has only the read.
-            Err(e) if e.fate() == Fate::Refused => self.seen.settle(read.header(), floor),
+            Err(e) if e.fate() == Fate::Refused => self.seen.settle(read.header(), floor, doubts),
             Err(e) => Err(e),
         }
     }

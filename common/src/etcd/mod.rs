@@ -10,6 +10,7 @@ mod commit;
 mod connect;
 mod error;
 mod members;
+mod relief;
 mod seen;
 mod session;
 mod watch;

@@ -23,7 +23,9 @@ struct State {
     cluster: u64,
     revision: i64,
     term: u64,
-    doubted: bool,
+    /// Doubts so far, and how many of them an answer has ended.
+    doubts: u64,
+    settled: u64,
     breach: Option<String>,
 }
 
@@ -51,12 +53,17 @@ impl Seen {
 
     /// A connection broke, or an answer was strange: look before writing.
     pub(super) fn doubt(&self) {
-        self.with(|state| state.doubted = true);
+        self.with(|state| state.doubts += 1);
     }
 
     /// Whether to look first.
     pub(super) fn doubted(&self) -> bool {
-        self.with(|state| state.doubted)
+        self.with(|state| state.doubted())
+    }
+
+    /// How often it was doubted so far: a look that begins now ends these, and no later ones.
+    pub(super) fn doubts(&self) -> u64 {
+        self.with(|state| state.doubts)
     }
 
     /// Takes note of the answer to a request before which `floor` had been seen. A lower
@@ -70,12 +77,17 @@ impl Seen {
         self.check()
     }
 
-    /// Ends a doubt with an answer that cannot be from the past.
-    pub(super) fn settle(&self, header: Option<&ResponseHeader>, floor: i64) -> Result<(), Error> {
+    /// Ends the first `doubts` doubts with an answer that cannot be from the past.
+    pub(super) fn settle(
+        &self,
+        header: Option<&ResponseHeader>,
+        floor: i64,
+        doubts: u64,
+    ) -> Result<(), Error> {
         let Some(header) = header else { return self.check() };
         self.with(|state| {
             state.take(header.cluster_id(), header.revision(), floor);
-            state.settle(header.revision(), floor);
+            state.settle(header.revision(), floor, doubts);
         });
         self.check()
     }
@@ -105,11 +117,15 @@ impl State {
         }
         self.cluster = cluster;
         self.revision = self.revision.max(revision);
-        self.doubted |= revision < floor;
+        self.doubts += u64::from(revision < floor);
     }
 
-    fn settle(&mut self, revision: i64, floor: i64) {
-        self.doubted = false;
+    fn doubted(&self) -> bool {
+        self.doubts > self.settled
+    }
+
+    fn settle(&mut self, revision: i64, floor: i64, doubts: u64) {
+        self.settled = self.settled.max(doubts);
         if revision < floor {
             self.breach.get_or_insert(format!(
                 "it had reached revision {floor}, it is back at revision {revision}"
@@ -126,7 +142,7 @@ mod tests {
     fn a_lower_revision_is_doubted_then_fatal_and_another_cluster_is_fatal_at_once() {
         let mut state = State::default();
         let check = |state: &State, revision, doubted, broken: bool| {
-            let found = (state.revision, state.doubted, state.breach.is_some());
+            let found = (state.revision, state.doubted(), state.breach.is_some());
             assert_eq!(found, (revision, doubted, broken));
         };
         state.take(7, 10, 0);
@@ -137,10 +153,15 @@ mod tests {
         state.take(7, 9, 10);
         check(&state, 10, true, false);
         let mut stale = state.clone();
-        stale.settle(10, 10);
+        stale.settle(10, 10, 1);
         check(&stale, 10, false, false);
+        // A connection that broke while somebody looked: what was seen was before that.
+        let mut again = state.clone();
+        again.doubts += 1;
+        again.settle(10, 10, 1);
+        check(&again, 10, true, false);
         let mut restored = state.clone();
-        restored.settle(9, 10);
+        restored.settle(9, 10, 1);
         check(&restored, 10, false, true);
         state.take(8, 11, 10);
         assert_eq!(state.breach.as_deref(), Some("it was cluster 7, it is cluster 8"));

@@ -9,9 +9,10 @@ mod cluster;
 mod proxy;
 
 use std::{
+    fs::File,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -126,16 +127,35 @@ impl TestEtcd {
 
     /// Runs etcdctl against it and returns what it printed.
     pub fn etcdctl(&self, args: &[&str]) -> String {
-        let output = Command::new("etcdctl")
+        self.etcdctl_from(args, Stdio::null())
+    }
+
+    /// Runs etcdctl, which reads from a file what is too long for an argument.
+    pub fn etcdctl_with(&self, args: &[&str], file: &Path) -> String {
+        self.etcdctl_from(args, File::open(file).unwrap().into())
+    }
+
+    /// [`TestEtcd::etcdctl_with`], which may be refused.
+    pub fn try_etcdctl_with(&self, args: &[&str], file: &Path) -> bool {
+        self.run_etcdctl(args, File::open(file).unwrap().into()).status.success()
+    }
+
+    fn etcdctl_from(&self, args: &[&str], input: Stdio) -> String {
+        let output = self.run_etcdctl(args, input);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "etcdctl {args:?}: {output:?}");
+        text
+    }
+
+    fn run_etcdctl(&self, args: &[&str], input: Stdio) -> Output {
+        Command::new("etcdctl")
+            .stdin(input)
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoint()))
             .args(&self.secured.etcdctl)
             .args(args)
             .output()
-            .expect("etcdctl is needed by the tests: apt-get install etcd-client");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "etcdctl {args:?}: {output:?}");
-        text
+            .expect("etcdctl is needed by the tests: apt-get install etcd-client")
     }
 
     /// A handle to it.
