@@ -5,7 +5,6 @@
 
 mod audit;
 mod claim;
-mod cluster;
 mod commit;
 mod given;
 mod pool;

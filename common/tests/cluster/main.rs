@@ -1,5 +1,14 @@
 //! Three members of etcd, of which one at a time dies, hangs or restarts, under a flow of
 //! enqueues and commits.
+//!
+//! A binary of its own, and one test at a time: what is measured are pauses of seconds, which a
+//! dozen other etcds on the same two cores would make into pauses of the machine.
+
+// Shared with the other tests, of which not all is needed here.
+#![allow(dead_code, clippy::unwrap_used)]
+
+#[path = "../it/given.rs"]
+mod given;
 
 use std::{
     sync::{Arc, Mutex},
@@ -22,7 +31,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::given::{block, claimed, clean, counted, lane, message, registered};
+use given::{block, claimed, clean, counted, lane, message, registered};
+
+/// Held by the test that runs.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The default one. etcd's election takes one to two seconds.
 const TTL_SECONDS: i64 = 10;
@@ -245,6 +257,7 @@ async fn assert_exact(cluster: &TestCluster, flows: Vec<Flow>) {
 
 #[tokio::test]
 async fn leaders_are_killed_and_the_flow_goes_on_within_seconds_under_the_same_claims() {
+    let _alone = ALONE.lock().await;
     let mut cluster = TestCluster::start();
     let flows = flows(&cluster).await;
     let mut all = Vec::new();
@@ -261,6 +274,7 @@ async fn leaders_are_killed_and_the_flow_goes_on_within_seconds_under_the_same_c
 
 #[tokio::test]
 async fn a_leader_that_hangs_for_eight_seconds_is_left_for_the_others() {
+    let _alone = ALONE.lock().await;
     let cluster = TestCluster::start();
     let flows = flows(&cluster).await;
     let leader = cluster.leader();
@@ -277,6 +291,7 @@ async fn a_leader_that_hangs_for_eight_seconds_is_left_for_the_others() {
 
 #[tokio::test]
 async fn members_restart_one_after_the_other_and_one_is_then_gone_for_good() {
+    let _alone = ALONE.lock().await;
     let mut cluster = TestCluster::start();
     let flows = flows(&cluster).await;
     let mut all = Vec::new();
