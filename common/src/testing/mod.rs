@@ -1,12 +1,18 @@
-//! For tests of every crate: a real etcd, started as a child on free loopback ports.
+//! For tests of every crate: a real etcd, started as a child on free loopback ports; one in
+//! memory; and what can go wrong on the wire between.
 //!
 //! A missing etcd is a failure, not a skipped test.
 
 // Tests may panic, and this is only compiled for them.
 #![allow(clippy::unwrap_used)]
 
+pub mod chaos;
+pub mod clock;
 mod cluster;
+mod memory;
+pub mod mutation;
 mod proxy;
+mod wire;
 
 use std::{
     fs::File,
@@ -18,7 +24,9 @@ use std::{
 };
 
 pub use cluster::TestCluster;
+pub use memory::{Change, MemoryEtcd};
 pub use proxy::Proxy;
+pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
