@@ -62,9 +62,11 @@ fn put_options(rng: &mut Rng) -> PutOptions {
     }
 }
 
+/// Without an open end: etcd does not see that such a delete meets a put of the same
+/// transaction, applies both, and panics when the put relies on what was deleted.
 fn delete_options(rng: &mut Rng) -> DeleteOptions {
     let mut options = DeleteOptions::new();
-    if let Some(end) = end(rng) {
+    if let Some(end) = end(rng).filter(|end| *end != "\0") {
         options = options.with_range(end);
     }
     if rng.bool() { options.with_prev_key() } else { options }
@@ -189,7 +191,9 @@ async fn the_etcd_in_memory_answers_as_the_real_one_does() {
         }
     }
     assert!(refused > 100, "the script has to contain what is refused");
-    for from in [0, compacted - 1, compacted, compacted + 1, revision, revision + 1] {
+    // Not from `compacted` itself: whether etcd still tells of what was deleted by that very
+    // revision depends on its version.
+    for from in [0, compacted - 1, compacted + 1, revision, revision + 1] {
         let expected = watched(&mut real, from).await;
         assert_eq!(watched(&mut fake, from).await, expected, "a watch from {from}");
     }

@@ -269,11 +269,14 @@ impl Mvcc {
         }
         let succeeded = request.compare.iter().all(|compare| self.holds(compare));
         let ops = if succeeded { request.success } else { request.failure };
-        for op in ops.iter().filter_map(|op| op.request.as_ref()) {
-            match op {
-                PbTxnOpRequest::RequestRange(range) => self.check_revision(range.revision)?,
-                PbTxnOpRequest::RequestPut(put) => self.check_put_now(put)?,
-                _ => {}
+        for op in &ops {
+            if let Some(PbTxnOpRequest::RequestPut(put)) = &op.request {
+                self.check_put_now(put)?;
+            }
+        }
+        for op in &ops {
+            if let Some(PbTxnOpRequest::RequestRange(range)) = &op.request {
+                self.check_revision(range.revision)?;
             }
         }
         let (revision, mut events) = (self.revision + 1, Vec::new());
@@ -484,8 +487,6 @@ fn check_overlap(ops: &[PbTxnRequestOp]) -> Result<(), Status> {
     }
     for op in ops.iter().filter_map(|op| op.request.as_ref()) {
         if let PbTxnOpRequest::RequestDeleteRange(request) = op
-            // etcd takes a range without an end for an empty one here.
-            && request.range_end != [0]
             && put
                 .range(request.key.as_slice()..)
                 .next()
