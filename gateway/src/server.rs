@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -15,6 +16,7 @@ use nexus_common::{
 use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
+    auth::{self, Auth, AuthError, Scope, TokenHash, TokenLine},
     rest::Instances,
     view::View,
     web::{self, App, HttpMeters},
@@ -46,6 +48,23 @@ pub enum Command {
     Run(Box<GatewayArgs>),
     /// Print the OpenAPI document as JSON
     Openapi,
+    /// Make tokens for --auth-tokens-file
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+/// What can be done about tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token: it is shown once; the line goes into the file
+    New {
+        /// Who it is for
+        name: InstanceId,
+        /// What it is good for: read, write, admin, separated by commas; each includes the ones
+        /// before it
+        #[arg(long, default_value = "read", value_parser = auth::highest)]
+        scopes: Scope,
+    },
 }
 
 /// Flags of the gateway.
@@ -63,6 +82,13 @@ pub struct GatewayArgs {
     /// Port to serve on, at 127.0.0.1; goes before --listen
     #[arg(long, env = "PORT")]
     pub port: Option<u16>,
+    /// File of tokens, a line each: name, scopes, hash (make them with `token new`). Without it
+    /// everything is allowed to everybody who reaches the port
+    #[arg(long, env = "AUTH_TOKENS_FILE", value_name = "FILE")]
+    pub auth_tokens_file: Option<PathBuf>,
+    /// Requests a second that one token is good for, twice as many at once; 0 for any number
+    #[arg(long, env = "RATE_LIMIT_PER_SECOND", default_value_t = 1000)]
+    pub rate_limit_per_second: u32,
     /// Bytes of fetched blocks to keep in memory
     #[arg(long, env = "CACHE_BYTES", default_value_t = 64 << 20)]
     pub cache_bytes: usize,
@@ -72,6 +98,14 @@ pub struct GatewayArgs {
 }
 
 impl GatewayArgs {
+    /// Who may ask.
+    fn auth(&self) -> Result<Auth, AuthError> {
+        match &self.auth_tokens_file {
+            Some(path) => Auth::from_file(path, self.rate_limit_per_second),
+            None => Ok(Auth::open()),
+        }
+    }
+
     /// Where to serve.
     pub fn address(&self) -> SocketAddr {
         match self.port {
@@ -89,6 +123,7 @@ pub struct Serving {
     pub view: View,
     served: JoinHandle<()>,
     followed: JoinHandle<()>,
+    auth_followed: JoinHandle<()>,
 }
 
 impl Serving {
@@ -100,20 +135,23 @@ impl Serving {
         }
         // It was told to stop together with the server.
         let _ = timeout(Duration::from_secs(1), self.followed).await;
+        let _ = timeout(Duration::from_secs(1), self.auth_followed).await;
     }
 }
 
 /// Begins to serve and to follow etcd, whether it is there or not.
 ///
 /// # Errors
-/// When the address cannot be bound.
+/// When a file that is named is not as it must be, or the address cannot be bound.
 pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serving> {
+    let auth = args.auth()?;
     let view = View::new(process.etcd.clone(), args.cache_bytes);
     view.meters().register(&process.metrics);
     let app = App {
         view: view.clone(),
         metrics: Arc::clone(&process.metrics),
         health: Arc::clone(&process.health),
+        auth: auth.clone(),
         http: HttpMeters::register(&process.metrics),
         cluster_id: process.args.cluster_id.clone(),
         active_window_ms: i64::from(args.active_window_seconds) * 1000,
@@ -123,12 +161,17 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
     let stop = process.stop.clone();
     let (address, served) = runtime::serve(args.address(), web::router(app), stop.clone()).await?;
     if !address.ip().is_loopback() {
-        tracing::warn!(%address, "serving beyond this machine, without authentication");
+        if auth.is_open() {
+            tracing::warn!(%address, "serving beyond this machine, without authentication");
+        }
+    } else if auth.is_open() {
+        tracing::info!(%address, "serving this machine only, without authentication");
     }
     tracing::info!(%address, "serving");
+    let auth_followed = tokio::spawn(auth.follow(stop.clone()));
     let follow = view.clone();
     let followed = tokio::spawn(async move { follow.run(stop).await });
-    Ok(Serving { address, view, served, followed })
+    Ok(Serving { address, view, served, followed, auth_followed })
 }
 
 /// Runs a gateway until it is told to stop.
@@ -163,4 +206,16 @@ async fn live(life: Life, view: View) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Makes a token, prints it and the line that stands for it.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn new_token(name: InstanceId, scope: Scope) -> anyhow::Result<()> {
+    let token = auth::generate().ok().context("the system has no randomness to give")?;
+    let line = TokenLine { name, scope, hash: TokenHash::of(&token) };
+    println!("token, shown only now: {token}");
+    println!("line for the file of tokens: {line}");
+    Ok(())
 }

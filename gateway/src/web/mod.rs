@@ -1,5 +1,6 @@
 //! What all answers have in common: the router, problems, headers, metrics, the document.
 
+mod admit;
 mod observe;
 mod openapi;
 mod pages;
@@ -16,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
+pub use admit::bearer;
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
 pub use openapi::document;
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
 
-use crate::{rest, view::View};
+use crate::{auth::Auth, rest, view::View};
 
 /// What handlers need, cheap to clone.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Whether the process has a session.
     pub health: Arc<Health>,
+    /// Who may ask.
+    pub auth: Auth,
     /// Requests, counted.
     pub http: HttpMeters,
     /// The cluster this gateway is set to.
@@ -45,12 +49,18 @@ pub struct App {
 
 /// Every route.
 pub fn router(app: App) -> Router {
-    let (routes, document) =
-        OpenApiRouter::with_openapi(openapi::head()).merge(rest::routes()).split_for_parts();
+    let (routes, document) = documented(&app).split_for_parts();
     let document = openapi::finish(document);
     routes
         .merge(pages::routes(&document))
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
+}
+
+/// Every documented route: those that anybody may ask, and behind [`admit`] those that need a
+/// token once there are any. A route that lets in by itself (a WebSocket) is one of the former.
+fn documented(app: &App) -> OpenApiRouter<App> {
+    let guarded = rest::routes().route_layer(from_fn_with_state(app.clone(), admit::admit));
+    OpenApiRouter::with_openapi(openapi::head()).merge(rest::open_routes()).merge(guarded)
 }

@@ -69,6 +69,8 @@ impl Gateway {
             gateway_id: None,
             listen: ([127, 0, 0, 1], 0).into(),
             port: None,
+            auth_tokens_file: None,
+            rate_limit_per_second: 0,
             cache_bytes: 1 << 20,
             active_window_seconds: 300,
         };
