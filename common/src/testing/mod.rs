@@ -26,9 +26,9 @@ use std::{
 pub use cluster::TestCluster;
 pub use memory::{Change, MemoryEtcd};
 pub use proxy::Proxy;
-pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
 
 use crate::{
     etcd::{Etcd, EtcdConfig, Security, Session},
