@@ -70,7 +70,7 @@ pub(super) async fn of_host(
 }
 
 /// GPUs that match, in the order of cluster, host and index.
-pub(super) fn find(snapshot: &Snapshot, search: &GpuSearch, window_ms: i64) -> GpuList {
+pub(crate) fn find(snapshot: &Snapshot, search: &GpuSearch, window_ms: i64) -> GpuList {
     let wanted = |given: &Option<String>, id: &str| given.as_deref().is_none_or(|g| g == id);
     let mut gpus: Vec<GpuResource> = Vec::new();
     for (cluster_id, cluster) in &snapshot.clusters {
@@ -93,7 +93,6 @@ pub(super) fn find(snapshot: &Snapshot, search: &GpuSearch, window_ms: i64) -> G
     }
     gpus.retain(|g| search.active.is_none_or(|active| active == (g.status == Status::Active)));
     let count = gpus.len();
-    let cursor = |g: &GpuResource| format!("{}~{}~{}", g.cluster_id, g.hostname, g.gpu_id);
     let from = match &search.cursor {
         // A GPU that is gone meanwhile: nothing behind it is known, the list is over.
         Some(text) => gpus.iter().position(|g| cursor(g) == *text).map_or(count, |at| at + 1),
@@ -106,8 +105,13 @@ pub(super) fn find(snapshot: &Snapshot, search: &GpuSearch, window_ms: i64) -> G
     GpuList { success: true, count, data, next_cursor }
 }
 
+/// Where a GPU stands in a list: good for as long as the GPU is there.
+pub(crate) fn cursor(gpu: &GpuResource) -> String {
+    format!("{}~{}~{}", gpu.cluster_id, gpu.hostname, gpu.gpu_id)
+}
+
 /// The GPU at a place.
-pub(super) fn resource(
+pub(crate) fn resource(
     snapshot: &Snapshot,
     place: &GpuPlace,
     window_ms: i64,

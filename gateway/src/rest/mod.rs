@@ -10,6 +10,8 @@ mod telemetry;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(crate) use gpus::{cursor as gpu_cursor, find as find_gpus, resource as gpu_at};
+pub(crate) use params::{GpuSearch, LIMIT_MAX, Places};
 pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
@@ -18,6 +20,8 @@ pub use stats::{
     ClusterStats, InstanceResource, Instances, RateStats, RowStats, SampleStats, ShardStats,
     SpanStats,
 };
+
+pub(crate) use telemetry::{matching, targets_of};
 
 use crate::web::App;
 

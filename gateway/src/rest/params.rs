@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// Rows in an answer unless asked otherwise.
-pub(super) const LIMIT_DEFAULT: usize = 100;
+pub(crate) const LIMIT_DEFAULT: usize = 100;
 /// Most rows in an answer: a few MiB of JSON.
-pub(super) const LIMIT_MAX: usize = 10_000;
+pub(crate) const LIMIT_MAX: usize = 10_000;
 const TIME: &str = "an RFC 3339 time such as 2025-07-18T20:42:34Z";
 const CURSOR: &str = "the next_cursor of an earlier answer";
 
@@ -204,10 +204,10 @@ impl Parameters for Span {
 
 /// Which places.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Places {
-    pub(super) cluster: Option<String>,
-    pub(super) host: Option<String>,
-    pub(super) gpu: Option<String>,
+pub(crate) struct Places {
+    pub(crate) cluster: Option<String>,
+    pub(crate) host: Option<String>,
+    pub(crate) gpu: Option<String>,
 }
 
 /// Where rows shall come from.
@@ -294,12 +294,12 @@ pub(super) struct GpuParams {
 }
 
 /// Which GPUs.
-pub(super) struct GpuSearch {
-    pub(super) cluster: Option<String>,
-    pub(super) host: Option<String>,
-    pub(super) active: Option<bool>,
-    pub(super) limit: usize,
-    pub(super) cursor: Option<String>,
+pub(crate) struct GpuSearch {
+    pub(crate) cluster: Option<String>,
+    pub(crate) host: Option<String>,
+    pub(crate) active: Option<bool>,
+    pub(crate) limit: usize,
+    pub(crate) cursor: Option<String>,
 }
 
 impl Parameters for GpuSearch {

@@ -288,7 +288,7 @@ pub struct ClusterList {
 /// All that was measured of one GPU (or of a host itself) at one instant.
 ///
 /// A metric that was not measured then is absent.
-#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct Row {
     /// `{host}_{index of the GPU}_{seconds since the epoch}`
     #[schema(example = "dgx-001_0_1752871354")]

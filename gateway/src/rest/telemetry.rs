@@ -191,7 +191,7 @@ async fn answer<T: Serialize>(
 }
 
 /// GPUs by place, as targets: one for each host.
-fn targets_of(places: Vec<GpuPlace>) -> Vec<Target> {
+pub(crate) fn targets_of(places: Vec<GpuPlace>) -> Vec<Target> {
     let mut hosts: BTreeMap<(ClusterId, HostName), BTreeSet<GpuId>> = BTreeMap::new();
     for GpuPlace { cluster, host, gpu } in places {
         hosts.entry((cluster, host)).or_default().insert(gpu);
@@ -222,7 +222,7 @@ fn on_host(
 }
 
 /// Hosts that match, and which of their series.
-fn matching<'a>(snapshot: &'a Snapshot, places: &Places) -> Vec<(Target, &'a Host)> {
+pub(crate) fn matching<'a>(snapshot: &'a Snapshot, places: &Places) -> Vec<(Target, &'a Host)> {
     let wanted = |given: &Option<String>, id: &str| given.as_deref().is_none_or(|g| g == id);
     let mut targets = Vec::new();
     // A GPU by UUID or id is looked up; only with a host may it be an index.

@@ -22,7 +22,7 @@ pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENE
 pub use openapi::document;
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
 
-use crate::{auth::Auth, rest, view::View};
+use crate::{auth::Auth, graphql, rest, view::View};
 
 /// What handlers need, cheap to clone.
 #[derive(Clone)]
@@ -43,6 +43,8 @@ pub struct App {
     pub active_window_ms: i64,
     /// Running processes, read on demand.
     pub instances: Arc<rest::Instances>,
+    /// Whether `/graphql` is served.
+    pub graphql: bool,
     /// Cancelled when the process drains.
     pub stop: CancellationToken,
 }
@@ -51,8 +53,10 @@ pub struct App {
 pub fn router(app: App) -> Router {
     let (routes, document) = documented(&app).split_for_parts();
     let document = openapi::finish(document);
+    let graph = if app.graphql { graphql::routes(&app) } else { Router::new() };
     routes
         .merge(pages::routes(&document))
+        .merge(graph)
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)

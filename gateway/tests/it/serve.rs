@@ -71,6 +71,7 @@ impl Gateway {
             port: None,
             auth_tokens_file: None,
             rate_limit_per_second: 0,
+            enable_graphql: true,
             cache_bytes: 1 << 20,
             active_window_seconds: 300,
         };

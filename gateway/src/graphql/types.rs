@@ -1,0 +1,487 @@
+//! Clusters, hosts, GPUs and their telemetry as a graph. Each is a view of the resource that REST
+//! answers with: GraphQL differs in names, in how wide its integers are, and in what is nested.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_graphql::{Context, ID, Json, Object, Result, connection::Connection};
+use nexus_common::model::{ClusterId, HostName};
+
+use super::{
+    operation::{Operation, Points, entries},
+    paging::{self, PointPage, Total},
+    scalars::{Count, Time},
+};
+use crate::{
+    rest::{ClusterResource, GpuResource, HostResource, Row, Status, gpu_at, targets_of},
+    view::{self, GpuPlace, Snapshot},
+};
+
+/// Whether something still sends, as REST writes it.
+fn word(status: Status) -> &'static str {
+    match status {
+        Status::Active => "active",
+        Status::Stale => "stale",
+    }
+}
+
+/// A cluster.
+pub(super) struct Cluster {
+    id: ClusterId,
+    cluster: Arc<view::Cluster>,
+    resource: ClusterResource,
+}
+
+impl Cluster {
+    pub(super) fn of(id: &ClusterId, cluster: &Arc<view::Cluster>, window_ms: i64) -> Self {
+        let resource = ClusterResource::of(id.as_str(), cluster, window_ms);
+        Self { id: id.clone(), cluster: Arc::clone(cluster), resource }
+    }
+
+    fn sum(&self, of: impl Fn(&view::Host) -> u64) -> Count {
+        Count(self.cluster.hosts.values().map(|host| of(host)).sum())
+    }
+}
+
+/// A cluster
+#[Object]
+impl Cluster {
+    /// Its id
+    async fn id(&self) -> ID {
+        ID(self.id.to_string())
+    }
+
+    /// Its name: the id
+    async fn name(&self) -> &str {
+        &self.resource.cluster_name
+    }
+
+    /// When it was first seen; null while only its first messages are known
+    async fn created_at(&self) -> Option<Time> {
+        self.resource.created_at.map(Time)
+    }
+
+    /// Instant of its newest sample
+    async fn updated_at(&self) -> Option<Time> {
+        self.resource.updated_at.map(Time)
+    }
+
+    /// Hosts that were seen
+    async fn total_hosts(&self) -> Count {
+        self.resource.metadata.total_hosts.into()
+    }
+
+    /// Hosts that still send
+    async fn active_hosts(&self) -> Count {
+        self.resource.metadata.active_hosts.into()
+    }
+
+    /// GPUs that were seen
+    async fn total_gpus(&self) -> Count {
+        self.resource.metadata.total_gpus.into()
+    }
+
+    /// GPUs that still send
+    async fn active_gpus(&self) -> Count {
+        self.resource.metadata.active_gpus.into()
+    }
+
+    /// Samples in blocks
+    async fn samples_stored(&self) -> Count {
+        self.sum(view::Host::stored_samples)
+    }
+
+    /// Samples in the queue
+    async fn samples_queued(&self) -> Count {
+        self.sum(view::Host::queued_samples)
+    }
+
+    /// Bytes of its blocks
+    async fn bytes_stored(&self) -> Count {
+        self.sum(view::Host::stored_bytes)
+    }
+
+    /// Its hosts, by name
+    async fn hosts(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Most hosts, from 1 to 10000; without it all")] limit: Option<i32>,
+    ) -> Result<Vec<Host>> {
+        let operation = ctx.data::<Operation>()?;
+        let most = entries("limit", limit, usize::MAX)?;
+        let host = |(name, host)| Host::of(&self.id, &self.cluster, name, host, operation);
+        Ok(self.cluster.hosts.iter().take(most).map(host).collect())
+    }
+
+    /// Its hosts, page by page
+    async fn hosts_connection(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Most hosts of the page, from 1 to 10000; 100 if not given")]
+        first: Option<i32>,
+        #[graphql(desc = "Cursor of the last host of the page before")] after: Option<String>,
+    ) -> Result<Connection<String, Host, Total>> {
+        paging::hosts(ctx.data::<Operation>()?, Some(self.id.as_str()), first, after)
+    }
+
+    /// One of its hosts; null if it is not known
+    async fn host(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Name of the host")] hostname: String,
+    ) -> Result<Option<Host>> {
+        let operation = ctx.data::<Operation>()?;
+        let found = self.cluster.hosts.get_key_value(hostname.as_str());
+        Ok(found.map(|(name, host)| Host::of(&self.id, &self.cluster, name, host, operation)))
+    }
+}
+
+/// A host.
+pub(super) struct Host {
+    cluster: (ClusterId, Arc<view::Cluster>),
+    name: HostName,
+    host: Arc<view::Host>,
+    resource: HostResource,
+}
+
+impl Host {
+    pub(super) fn of(
+        id: &ClusterId,
+        cluster: &Arc<view::Cluster>,
+        name: &HostName,
+        host: &Arc<view::Host>,
+        operation: &Operation,
+    ) -> Self {
+        let window_ms = operation.window_ms();
+        let resource = HostResource::of(id.as_str(), cluster, name.as_str(), host, window_ms);
+        let cluster = (id.clone(), Arc::clone(cluster));
+        Self { cluster, name: name.clone(), host: Arc::clone(host), resource }
+    }
+}
+
+/// A host
+#[Object]
+impl Host {
+    /// Its name
+    async fn id(&self) -> ID {
+        ID(self.name.to_string())
+    }
+
+    /// Its name
+    async fn hostname(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Its cluster
+    async fn cluster_id(&self) -> &str {
+        self.cluster.0.as_str()
+    }
+
+    /// `active` if its newest sample is near the newest of its cluster, else `stale`
+    async fn status(&self) -> &str {
+        word(self.resource.status)
+    }
+
+    /// Its GPUs, counted
+    async fn gpu_count(&self) -> Count {
+        self.resource.gpu_count.into()
+    }
+
+    /// When it was first seen; null while only its first messages are known
+    async fn created_at(&self) -> Option<Time> {
+        self.resource.created_at.map(Time)
+    }
+
+    /// Instant of its newest sample
+    async fn last_seen(&self) -> Option<Time> {
+        self.resource.last_seen.map(Time)
+    }
+
+    /// Samples in blocks
+    async fn samples_stored(&self) -> Count {
+        self.resource.samples_stored.into()
+    }
+
+    /// Samples in the queue
+    async fn samples_queued(&self) -> Count {
+        self.resource.samples_queued.into()
+    }
+
+    /// Its GPUs, by index
+    async fn gpus(&self, ctx: &Context<'_>) -> Result<Vec<Gpu>> {
+        let operation = ctx.data::<Operation>()?;
+        let (id, cluster) = &self.cluster;
+        let place = (id.as_str(), &**cluster, self.name.as_str());
+        let of = |gpu: &Arc<view::GpuState>| GpuResource::of(place, gpu, operation.window_ms());
+        let mut gpus: Vec<GpuResource> = self.host.gpus.values().map(of).collect();
+        gpus.sort_by(|a, b| (a.id.len(), &a.id, &a.gpu_id).cmp(&(b.id.len(), &b.id, &b.gpu_id)));
+        Ok(gpus.into_iter().filter_map(Gpu::of).collect())
+    }
+
+    /// The newest value of each metric of the host itself; null if there is none
+    async fn latest(&self) -> Option<Telemetry> {
+        let place = (self.cluster.0.as_str(), self.name.as_str());
+        latest(place, None, &self.host.own)
+    }
+}
+
+/// A GPU, or one instance of a MIG GPU.
+pub(super) struct Gpu {
+    place: GpuPlace,
+    resource: GpuResource,
+}
+
+impl Gpu {
+    /// None if its ids are none: what the view holds was checked when it came in.
+    pub(super) fn of(resource: GpuResource) -> Option<Self> {
+        let place = GpuPlace {
+            cluster: resource.cluster_id.parse().ok()?,
+            host: resource.hostname.parse().ok()?,
+            gpu: resource.gpu_id.parse().ok()?,
+        };
+        Some(Self { place, resource })
+    }
+
+    pub(super) fn at(operation: &Operation, place: &GpuPlace) -> Option<Self> {
+        let resource = gpu_at(&operation.snapshot, place, operation.window_ms())?;
+        Some(Self { place: place.clone(), resource })
+    }
+
+    pub(super) fn last_seen_at(&self) -> Option<Time> {
+        self.resource.last_seen.map(Time)
+    }
+}
+
+/// A GPU, or one instance of a MIG GPU
+#[Object]
+impl Gpu {
+    /// Index on its host, as its telemetry wrote it
+    async fn id(&self) -> ID {
+        ID(self.resource.id.clone())
+    }
+
+    /// UUID of the physical GPU; null if its telemetry gave none
+    async fn uuid(&self) -> Option<&str> {
+        self.resource.uuid.as_deref()
+    }
+
+    /// The host it is in
+    async fn hostname(&self) -> &str {
+        &self.resource.hostname
+    }
+
+    /// Model
+    async fn name(&self) -> Option<&str> {
+        self.resource.name.as_deref()
+    }
+
+    /// Device name
+    async fn device(&self) -> Option<&str> {
+        self.resource.device.as_deref()
+    }
+
+    /// `active` if its newest sample is near the newest of its cluster, else `stale`
+    async fn status(&self) -> &str {
+        word(self.resource.status)
+    }
+
+    /// Identity: the UUID, with `:{instance}` behind it for a MIG instance; `{host}:{index}`
+    /// without a UUID
+    async fn gpu_id(&self) -> &str {
+        &self.resource.gpu_id
+    }
+
+    /// Its cluster
+    async fn cluster_id(&self) -> &str {
+        &self.resource.cluster_id
+    }
+
+    /// Driver version
+    async fn driver_version(&self) -> Option<&str> {
+        self.resource.driver_version.as_deref()
+    }
+
+    /// MIG profile; null for a whole GPU
+    async fn mig_profile(&self) -> Option<&str> {
+        self.resource.mig_profile.as_deref()
+    }
+
+    /// Instant of its newest sample; null if it was silent for long
+    async fn last_seen(&self) -> Option<Time> {
+        self.last_seen_at()
+    }
+
+    /// The host it is in
+    async fn host(&self, ctx: &Context<'_>) -> Result<Option<Host>> {
+        let operation = ctx.data::<Operation>()?;
+        let found = operation.snapshot.clusters.get_key_value(&self.place.cluster);
+        Ok(found.and_then(|(id, cluster)| {
+            let (name, host) = cluster.hosts.get_key_value(&self.place.host)?;
+            Some(Host::of(id, cluster, name, host, operation))
+        }))
+    }
+
+    /// The newest value of each metric. `timestamp` is the newest of their instants
+    async fn latest(&self, ctx: &Context<'_>) -> Result<Option<Telemetry>> {
+        let snapshot = &ctx.data::<Operation>()?.snapshot;
+        Ok(self.state(snapshot).and_then(|gpu| {
+            let place = (self.place.cluster.as_str(), self.place.host.as_str());
+            latest(place, Some(&gpu.about), &gpu.latest)
+        }))
+    }
+
+    /// What was measured, by time, ascending. Without `startTime` the newest
+    async fn telemetry(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Most entries, from 1 to 10000; 100 if not given")] limit: Option<i32>,
+        #[graphql(desc = "First instant, inclusive")] start_time: Option<Time>,
+        #[graphql(desc = "Last instant, inclusive")] end_time: Option<Time>,
+    ) -> Result<Vec<Telemetry>> {
+        let operation = ctx.data::<Operation>()?;
+        let points = Points::of(limit, start_time, end_time)?;
+        let answer = operation.points(|_| targets_of(vec![self.place.clone()]), &points).await?;
+        Ok(answer.points.iter().map(|p| Row::of(p, &answer.snapshot).into()).collect())
+    }
+
+    /// What was measured, page by page
+    #[allow(clippy::too_many_arguments, reason = "GraphQL has them one by one")]
+    async fn telemetry_connection(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Most entries of the page, the oldest first; from 1 to 10000")]
+        first: Option<i32>,
+        #[graphql(desc = "Cursor behind which the page begins")] after: Option<String>,
+        #[graphql(desc = "Most entries of the page, the newest of all; 100 if neither is given")]
+        last: Option<i32>,
+        #[graphql(desc = "Cursor before which the page ends")] before: Option<String>,
+        #[graphql(desc = "First instant, inclusive")] start_time: Option<Time>,
+        #[graphql(desc = "Last instant, inclusive")] end_time: Option<Time>,
+    ) -> Result<Connection<String, Telemetry>> {
+        let page = PointPage { first, after, last, before, start_time, end_time };
+        let find = |_: &Snapshot| targets_of(vec![self.place.clone()]);
+        page.answer(ctx.data::<Operation>()?, find).await
+    }
+}
+
+impl Gpu {
+    fn state<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Arc<view::GpuState>> {
+        let (_, host) = snapshot.host(self.place.cluster.as_str(), self.place.host.as_str())?;
+        host.gpus.get(&self.place.gpu)
+    }
+}
+
+/// The newest value of each series of a GPU, or of a host itself.
+pub(super) fn latest(
+    place: (&str, &str),
+    gpu: Option<&nexus_common::model::Gpu>,
+    latest: &view::Latest,
+) -> Option<Telemetry> {
+    let values = latest.iter().map(|(metric, labels, _, value)| (metric, labels, value));
+    let gpu = gpu.map(|gpu| (gpu.index.clone(), Some(gpu)));
+    Some(Row::new(place, gpu, latest.newest()?, values).into())
+}
+
+/// All that was measured of one GPU (or of a host itself) at one instant.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Telemetry(pub(super) Row);
+
+impl From<Row> for Telemetry {
+    fn from(row: Row) -> Self {
+        Self(row)
+    }
+}
+
+/// All that was measured of one GPU (or of a host itself) at one instant. What was not measured
+/// then is null
+#[Object]
+impl Telemetry {
+    /// `{host}_{index of the GPU}_{seconds since the epoch}`
+    async fn telemetry_id(&self) -> &str {
+        &self.0.telemetry_id
+    }
+
+    /// The instant
+    async fn timestamp(&self) -> Time {
+        Time(self.0.timestamp)
+    }
+
+    /// Index of the GPU on its host; null in a row of the host itself
+    async fn gpu_id(&self) -> Option<&str> {
+        self.0.gpu_id.as_deref()
+    }
+
+    /// UUID of the GPU
+    async fn uuid(&self) -> Option<&str> {
+        self.0.uuid.as_deref()
+    }
+
+    /// Device name
+    async fn device(&self) -> Option<&str> {
+        self.0.device.as_deref()
+    }
+
+    /// Model
+    async fn model_name(&self) -> Option<&str> {
+        self.0.model_name.as_deref()
+    }
+
+    /// The host
+    async fn hostname(&self) -> &str {
+        &self.0.hostname
+    }
+
+    /// Its cluster
+    async fn cluster_id(&self) -> &str {
+        &self.0.cluster_id
+    }
+
+    /// Time during which a kernel ran, in percent
+    async fn gpu_utilization(&self) -> Option<f64> {
+        self.0.gpu_utilization
+    }
+
+    /// Time during which the copy engine was busy, in percent
+    async fn memory_utilization(&self) -> Option<f64> {
+        self.0.memory_utilization
+    }
+
+    /// Frame buffer in use, in MiB
+    async fn memory_used_mb(&self) -> Option<f64> {
+        self.0.memory_used_mb
+    }
+
+    /// Frame buffer free, in MiB
+    async fn memory_free_mb(&self) -> Option<f64> {
+        self.0.memory_free_mb
+    }
+
+    /// GPU temperature, in degrees Celsius
+    async fn temperature(&self) -> Option<f64> {
+        self.0.temperature
+    }
+
+    /// Power drawn, in watts
+    async fn power_draw(&self) -> Option<f64> {
+        self.0.power_draw
+    }
+
+    /// SM clock, in MHz
+    async fn sm_clock_mhz(&self) -> Option<f64> {
+        self.0.sm_clock_mhz
+    }
+
+    /// Memory clock, in MHz
+    async fn memory_clock_mhz(&self) -> Option<f64> {
+        self.0.memory_clock_mhz
+    }
+
+    /// Every other metric by name
+    async fn custom_metrics(&self) -> Json<&BTreeMap<String, f64>> {
+        Json(&self.0.custom_metrics)
+    }
+
+    /// Labels of its series beyond host and GPU, where they agree
+    async fn labels(&self) -> Json<&BTreeMap<String, String>> {
+        Json(&self.0.labels)
+    }
+}
