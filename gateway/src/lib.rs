@@ -3,12 +3,13 @@
 //! [`view`] holds what etcd says, at a revision; [`rest`] and [`graphql`] answer
 //! from it; [`web`] is what all
 //! answers have in common (problems, headers, metrics, the OpenAPI document and its pages);
-//! [`auth`] says who may ask; [`server`] puts them together and runs.
+//! [`auth`] says who may ask, [`tls`] over what; [`server`] puts them together and runs.
 
 pub mod auth;
 mod files;
 pub mod graphql;
 pub mod rest;
 pub mod server;
+pub mod tls;
 pub mod view;
 pub mod web;
