@@ -6,6 +6,7 @@
 mod consistency;
 mod document;
 mod errors;
+mod live;
 mod outage;
 mod pipeline;
 mod routes;
