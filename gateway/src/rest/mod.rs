@@ -21,12 +21,17 @@ pub use stats::{
 
 use crate::web::App;
 
-/// Every documented route.
-pub(crate) fn routes() -> OpenApiRouter<App> {
+/// Routes that anybody may ask: what a load balancer or a supervisor needs.
+pub(crate) fn open_routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(health::health))
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
+}
+
+/// Routes that need a token, once there are any.
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
         .routes(routes!(health::metrics))
         .routes(routes!(health::audit))
         .routes(routes!(gpus::list))

@@ -1,26 +1,31 @@
 //! What all answers have in common: the router, problems, headers, metrics, the document.
 
+mod admit;
 mod observe;
 mod openapi;
+mod origins;
 mod pages;
 mod problem;
 
 use std::sync::Arc;
 
-use axum::{Router, middleware::from_fn_with_state};
+use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state};
 use nexus_common::{
     model::ClusterId,
     runtime::{Health, Metrics},
 };
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::{CompressionLevel, catch_panic::CatchPanicLayer, compression::CompressionLayer};
 use utoipa_axum::router::OpenApiRouter;
 
+pub use admit::bearer;
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
 pub use openapi::document;
+pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
 
-use crate::{rest, view::View};
+use crate::{auth::Auth, rest, view::View};
 
 /// What handlers need, cheap to clone.
 #[derive(Clone)]
@@ -31,8 +36,14 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Whether the process has a session.
     pub health: Arc<Health>,
+    /// Who may ask.
+    pub auth: Auth,
+    /// Pages of which other origins may ask.
+    pub origins: Arc<Origins>,
     /// Requests, counted.
     pub http: HttpMeters,
+    /// Turns for requests: as many as may be answered at once.
+    pub turns: Arc<Semaphore>,
     /// The cluster this gateway is set to.
     pub cluster_id: ClusterId,
     /// How far behind the newest sample of its cluster a GPU is still active, in milliseconds.
@@ -43,14 +54,34 @@ pub struct App {
     pub stop: CancellationToken,
 }
 
+/// Requests that are answered at once; more are told to come again. Each may hold an answer of
+/// some MiB.
+pub const REQUESTS_MAX: usize = 512;
+/// Largest body of a request. Queries of people are a few KiB.
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+
 /// Every route.
 pub fn router(app: App) -> Router {
-    let (routes, document) =
-        OpenApiRouter::with_openapi(openapi::head()).merge(rest::routes()).split_for_parts();
+    let (routes, document) = documented(&app).split_for_parts();
     let document = openapi::finish(document);
-    routes
+    let cors = app.origins.layer();
+    let routes = routes
         .merge(pages::routes(&document))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(app.clone(), observe::observe))
-        .with_state(app)
+        // The fastest level: JSON shrinks tenfold with it, and the processor is shared.
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest));
+    let routes = match cors {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes.with_state(app)
+}
+
+/// Every documented route: those that anybody may ask, and behind [`admit`] those that need a
+/// token once there are any. A route that lets in by itself (a WebSocket) is one of the former.
+fn documented(app: &App) -> OpenApiRouter<App> {
+    let guarded = rest::routes().route_layer(from_fn_with_state(app.clone(), admit::admit));
+    OpenApiRouter::with_openapi(openapi::head()).merge(rest::open_routes()).merge(guarded)
 }

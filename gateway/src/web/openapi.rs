@@ -45,8 +45,9 @@ pub(super) fn head() -> OpenApi {
 
 /// The whole document, as it is served.
 pub fn document() -> OpenApi {
-    let (_, document) = OpenApiRouter::with_openapi(head()).merge(rest::routes()).split_for_parts();
-    finish(document)
+    let routes =
+        OpenApiRouter::with_openapi(head()).merge(rest::open_routes()).merge(rest::routes());
+    finish(routes.into_openapi())
 }
 
 /// Adds to every operation the headers of its answers and the problems it may end in.
