@@ -39,7 +39,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use arrival::{Arrived, Content, HostNews, SeriesNews};
 pub use fold::{Fold, Lost, PlaceChange, TruthChange};
-pub use live::{Gap, GapReason, LiveEvent, LiveFilter, LiveMeters, LivePoint, Since, Subscription};
+pub use live::{
+    Gap, GapReason, InventoryChange, LiveEvent, LiveFilter, LiveMeters, LivePoint, Since,
+    Subscription,
+};
 pub use meters::Meters;
 pub use points::{Point, PointKey};
 pub use query::{Answer, Query, QueryError, Target, Which};

@@ -6,6 +6,7 @@ mod openapi;
 mod origins;
 mod pages;
 mod problem;
+mod streams;
 
 use std::sync::Arc;
 
@@ -24,8 +25,9 @@ pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENE
 pub use openapi::document;
 pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
+pub use streams::{Protocol, Stream, StreamArgs, Streams, write_update};
 
-use crate::{auth::Auth, rest, view::View};
+use crate::{auth::Auth, rest, view::View, websocket};
 
 /// What handlers need, cheap to clone.
 #[derive(Clone)]
@@ -50,6 +52,8 @@ pub struct App {
     pub active_window_ms: i64,
     /// Running processes, read on demand.
     pub instances: Arc<rest::Instances>,
+    /// Live streams, bounded.
+    pub streams: Arc<Streams>,
     /// Cancelled when the process drains.
     pub stop: CancellationToken,
 }
@@ -83,5 +87,8 @@ pub fn router(app: App) -> Router {
 /// token once there are any. A route that lets in by itself (a WebSocket) is one of the former.
 fn documented(app: &App) -> OpenApiRouter<App> {
     let guarded = rest::routes().route_layer(from_fn_with_state(app.clone(), admit::admit));
-    OpenApiRouter::with_openapi(openapi::head()).merge(rest::open_routes()).merge(guarded)
+    OpenApiRouter::with_openapi(openapi::head())
+        .merge(rest::open_routes())
+        .merge(websocket::routes())
+        .merge(guarded)
 }

@@ -14,3 +14,4 @@ mod pipeline;
 mod routes;
 mod rows;
 mod serve;
+mod websocket;

@@ -9,6 +9,7 @@
 //! [`Gap`], and goes on from the latest values, which the snapshot has anyway. So one that never
 //! reads costs almost nothing.
 
+mod inventory;
 mod meters;
 mod point;
 mod seat;
@@ -30,8 +31,10 @@ use std::{
 };
 
 use nexus_common::model::GpuId;
+use tokio::sync::broadcast;
 
 use super::{Shared, Snapshot, View, fold::TruthChange};
+pub use inventory::InventoryChange;
 pub use meters::LiveMeters;
 pub use point::{LiveFilter, LivePoint};
 pub use seat::{Gap, GapReason};
@@ -70,9 +73,10 @@ pub(super) fn news(revision: i64, changes: &[TruthChange]) -> Vec<News> {
 }
 
 /// Where subscribers sit.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Live {
     state: Mutex<State>,
+    inventory: broadcast::Sender<Arc<InventoryChange>>,
     /// Revision up to which everything was handed over.
     dispatched: AtomicI64,
     meters: LiveMeters,
@@ -130,7 +134,12 @@ impl State {
 impl Live {
     /// Without subscribers; counts in `meters`.
     pub(super) fn new(meters: LiveMeters) -> Self {
-        Self { meters, ..Self::default() }
+        Self {
+            state: Mutex::default(),
+            inventory: broadcast::Sender::new(inventory::CHANGES_MAX),
+            dispatched: AtomicI64::new(0),
+            meters,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -177,6 +186,17 @@ impl Live {
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
 
+    /// Tells what changed among the GPUs. Called while `publish` holds everyone off.
+    fn tell_inventory(&self, before: Option<&Snapshot>, now: &Snapshot) {
+        if self.inventory.receiver_count() == 0 {
+            return;
+        }
+        if let Some(change) = before.and_then(|before| InventoryChange::between(before, now)) {
+            // Nobody listens any more: nobody misses it.
+            let _ = self.inventory.send(Arc::new(change));
+        }
+    }
+
     fn dispatched(&self) -> i64 {
         self.dispatched.load(Acquire)
     }
@@ -185,16 +205,19 @@ impl Live {
 impl Shared {
     /// Publishes a snapshot and what is new in it.
     pub(super) fn publish(&self, snapshot: Arc<Snapshot>, news: Vec<News>) {
-        self.meters.revision.set(snapshot.revision);
-        let revision = snapshot.revision;
-        self.live.dispatch(revision, news, || drop(self.current.send_replace(Some(snapshot))));
+        self.live.dispatch(snapshot.revision, news, || self.replace(snapshot));
     }
 
     /// Publishes a snapshot that was loaded.
     pub(super) fn publish_loaded(&self, snapshot: Arc<Snapshot>) {
-        self.meters.revision.set(snapshot.revision);
         let revision = snapshot.revision;
-        self.live.reset(revision, || drop(self.current.send_replace(Some(snapshot))));
+        self.live.reset(revision, || self.replace(snapshot));
+    }
+
+    fn replace(&self, snapshot: Arc<Snapshot>) {
+        self.meters.revision.set(snapshot.revision);
+        let before = self.current.send_replace(Some(Arc::clone(&snapshot)));
+        self.live.tell_inventory(before.as_deref(), &snapshot);
     }
 }
 
@@ -205,5 +228,11 @@ impl View {
     /// [`Subscription`] for what happens to others. Dropping it unsubscribes.
     pub fn live(&self, filter: LiveFilter, from: Since) -> Option<Subscription> {
         Subscription::open(Arc::clone(&self.0), filter, from)
+    }
+    /// The inventory, and what changes in it from there on. None before the first load.
+    pub fn inventory(&self) -> Option<(Arc<Snapshot>, broadcast::Receiver<Arc<InventoryChange>>)> {
+        // No change can be told in between.
+        let _state = self.0.live.state();
+        Some((self.0.current()?, self.0.live.inventory.subscribe()))
     }
 }

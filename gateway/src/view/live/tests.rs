@@ -130,7 +130,7 @@ fn an_update_finds_those_it_is_for_and_nobody_else() {
     let lane = arrived.lane.clone();
     let changes = vec![TruthChange::Progress(lane, Box::new(progress), vec![arrived])];
     let check = |filter: LiveFilter, expected: usize| {
-        let live = Live::default();
+        let live = Live::new(LiveMeters::default());
         let seat = Arc::new(Seat::new(filter.clone(), 0));
         live.state().list(&filter).push(Arc::clone(&seat));
         live.dispatch(7, news(7, &changes), || {});
