@@ -6,12 +6,14 @@ mod health;
 mod params;
 mod resources;
 mod stats;
+mod stream;
 mod telemetry;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use gpus::{cursor as gpu_cursor, find as find_gpus, resource as gpu_at};
 pub(crate) use params::{GpuSearch, LIMIT_MAX, Places};
+pub(crate) use resources::labelled;
 pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
@@ -53,5 +55,6 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(telemetry::metrics))
         .routes(routes!(telemetry::of_host_gpu))
         .routes(routes!(telemetry::list))
+        .routes(routes!(stream::stream))
         .routes(routes!(telemetry::latest))
 }

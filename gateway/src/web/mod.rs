@@ -6,6 +6,7 @@ mod openapi;
 mod origins;
 mod pages;
 mod problem;
+mod streams;
 
 use std::sync::Arc;
 
@@ -24,8 +25,9 @@ pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENE
 pub use openapi::document;
 pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
+pub use streams::{Protocol, Stream, StreamArgs, Streams, write_update};
 
-use crate::{auth::Auth, graphql, rest, view::View};
+use crate::{auth::Auth, graphql, rest, view::View, websocket};
 
 /// What handlers need, cheap to clone.
 #[derive(Clone)]
@@ -52,6 +54,8 @@ pub struct App {
     pub instances: Arc<rest::Instances>,
     /// Whether `/graphql` is served.
     pub graphql: bool,
+    /// Live streams, bounded.
+    pub streams: Arc<Streams>,
     /// Cancelled when the process drains.
     pub stop: CancellationToken,
 }
@@ -87,5 +91,8 @@ pub fn router(app: App) -> Router {
 /// token once there are any. A route that lets in by itself (a WebSocket) is one of the former.
 fn documented(app: &App) -> OpenApiRouter<App> {
     let guarded = rest::routes().route_layer(from_fn_with_state(app.clone(), admit::admit));
-    OpenApiRouter::with_openapi(openapi::head()).merge(rest::open_routes()).merge(guarded)
+    OpenApiRouter::with_openapi(openapi::head())
+        .merge(rest::open_routes())
+        .merge(websocket::routes())
+        .merge(guarded)
 }

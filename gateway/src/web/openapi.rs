@@ -11,7 +11,7 @@ use utoipa::{
 use utoipa_axum::router::OpenApiRouter;
 
 use super::problem::{PROBLEM_CONTENT_TYPE, Problem};
-use crate::rest;
+use crate::{rest, websocket};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -45,8 +45,10 @@ pub(super) fn head() -> OpenApi {
 
 /// The whole document, as it is served.
 pub fn document() -> OpenApi {
-    let routes =
-        OpenApiRouter::with_openapi(head()).merge(rest::open_routes()).merge(rest::routes());
+    let routes = OpenApiRouter::with_openapi(head())
+        .merge(rest::open_routes())
+        .merge(websocket::routes())
+        .merge(rest::routes());
     finish(routes.into_openapi())
 }
 
