@@ -35,8 +35,6 @@ pub(super) const OPERATION_SECONDS_MAX: u64 = 5;
 pub(super) const OPERATIONS_MAX: usize = 32;
 /// How long an operation waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(1);
-/// Sockets at the same time: each costs two tasks and its buffers, below 100 KiB.
-const SOCKETS_MAX: usize = 2048;
 
 /// What the routes share, cheap to clone.
 #[derive(Clone)]
@@ -44,7 +42,6 @@ pub(super) struct Service {
     pub(super) app: App,
     graph: Graph,
     turns: Arc<Semaphore>,
-    pub(super) sockets: Arc<Semaphore>,
 }
 
 /// What a client sends.
@@ -81,8 +78,7 @@ pub(super) enum Outcome {
 
 impl Service {
     pub(super) fn new(app: App, graph: Graph) -> Self {
-        let (turns, sockets) = (Semaphore::new(OPERATIONS_MAX), Semaphore::new(SOCKETS_MAX));
-        Self { app, graph, turns: Arc::new(turns), sockets: Arc::new(sockets) }
+        Self { app, graph, turns: Arc::new(Semaphore::new(OPERATIONS_MAX)) }
     }
 
     /// Checks an operation against its limits and finds out what it is.

@@ -16,11 +16,8 @@ use super::{
 };
 use crate::{
     auth::Grant,
-    web::{ApiError, REVISION},
+    web::{ApiError, BODY_BYTES_MAX, REVISION},
 };
-
-/// Largest body of a request: a query of the largest size, escaped, and its variables.
-const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// The content types of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

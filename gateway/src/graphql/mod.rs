@@ -8,7 +8,6 @@
 mod execute;
 mod http;
 pub mod limits;
-mod live;
 mod mutation;
 mod operation;
 mod paging;

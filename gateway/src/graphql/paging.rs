@@ -7,7 +7,7 @@ use async_graphql::{
 
 use super::{
     limits::FIRST_DEFAULT,
-    operation::{Operation, Points, entries, refused},
+    operation::{Operation, Points, Window, entries, refused},
     scalars::{Count, Time},
     types::{Gpu, Host, Telemetry},
 };
@@ -98,6 +98,10 @@ pub(super) struct PointPage {
     pub(super) start_time: Option<Time>,
     /// Last instant, inclusive
     pub(super) end_time: Option<Time>,
+    /// Only these metrics
+    pub(super) metrics: Option<Vec<String>>,
+    /// Windows of time to put points together by
+    pub(super) window: Option<Window>,
 }
 
 impl PointPage {
@@ -125,6 +129,8 @@ impl PointPage {
             after: cursor.1.as_ref().map(key).transpose()?,
             newest: !forwards,
             limit: entries(name, count, FIRST_DEFAULT as usize)?,
+            metrics: self.metrics.clone().unwrap_or_default(),
+            window: self.window,
         };
         let answer = operation.points(find, &points).await?;
         let (more, behind) = (answer.next.is_some(), points.after.is_some());

@@ -4,7 +4,7 @@ use async_graphql::{Context, Enum, ID, Object, Result, connection::Connection};
 use nexus_common::audit;
 
 use super::{
-    operation::{Operation, Points, entries, refused},
+    operation::{Operation, Points, Window, entries, refused},
     paging::{self, PointPage, Total},
     pipeline::{Audit, Pipeline, Source},
     scalars::Time,
@@ -147,10 +147,13 @@ impl Query {
         #[graphql(desc = "Most entries, from 1 to 10000; 100 if not given")] limit: Option<i32>,
         #[graphql(desc = "First instant, inclusive")] start_time: Option<Time>,
         #[graphql(desc = "Last instant, inclusive")] end_time: Option<Time>,
+        #[graphql(desc = "Only these metrics, such as `gpu_utilization`; all if not given")]
+        metrics: Option<Vec<String>>,
+        #[graphql(desc = "Put points together by windows of time")] window: Option<Window>,
     ) -> Result<Vec<Telemetry>> {
         let operation = ctx.data::<Operation>()?;
         let places = places(cluster_id, host_id, gpu_id);
-        let points = Points::of(limit, start_time, end_time)?;
+        let points = Points::of(limit, start_time, end_time, (metrics, window))?;
         let find = |s: &Snapshot| matching(s, &places).into_iter().map(|(t, _)| t).collect();
         let answer = operation.points(find, &points).await?;
         Ok(answer.points.iter().map(|p| Row::of(p, &answer.snapshot).into()).collect())
@@ -173,9 +176,12 @@ impl Query {
         #[graphql(desc = "Cursor before which the page ends")] before: Option<String>,
         #[graphql(desc = "First instant, inclusive")] start_time: Option<Time>,
         #[graphql(desc = "Last instant, inclusive")] end_time: Option<Time>,
+        #[graphql(desc = "Only these metrics, such as `gpu_utilization`; all if not given")]
+        metrics: Option<Vec<String>>,
+        #[graphql(desc = "Put points together by windows of time")] window: Option<Window>,
     ) -> Result<Connection<String, Telemetry>> {
         let places = places(cluster_id, host_id, gpu_id);
-        let page = PointPage { first, after, last, before, start_time, end_time };
+        let page = PointPage { first, after, last, before, start_time, end_time, metrics, window };
         let find = |s: &Snapshot| matching(s, &places).into_iter().map(|(t, _)| t).collect();
         page.answer(ctx.data::<Operation>()?, find).await
     }

@@ -12,7 +12,7 @@ use axum::{
         State, WebSocketUpgrade,
         ws::{CloseFrame, Message, WebSocket, close_code},
     },
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response as HttpResponse},
 };
 use futures_util::{
@@ -27,7 +27,7 @@ use tokio::time::{Instant, interval, sleep_until, timeout};
 use super::execute::{Asked, Invalid, Outcome, Ready, Service, never_ran};
 use crate::{
     auth::{Grant, Refused, Scope},
-    web::{ApiError, bearer},
+    web::{ApiError, BODY_BYTES_MAX, Protocol, bearer},
 };
 
 /// What is spoken here.
@@ -44,7 +44,7 @@ const OPERATIONS_MAX: usize = 32;
 /// Messages of a client between two signs of life: a hundred a second.
 const MESSAGES_MAX: u32 = 1500;
 /// Largest message of a client, in bytes: the largest operation.
-const MESSAGE_BYTES_MAX: usize = 256 << 10;
+const MESSAGE_BYTES_MAX: usize = BODY_BYTES_MAX;
 /// Longest id of an operation, in bytes: clients use UUIDs.
 const ID_BYTES_MAX: usize = 128;
 
@@ -103,13 +103,14 @@ pub(super) async fn upgrade(
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> HttpResponse {
-    if !is_same_origin(&headers) {
-        let detail = "pages of another origin may not connect here";
+    if !service.app.origins.allow(&headers) {
+        let detail = "pages of this origin may not open a WebSocket here; \
+                      ENABLE_CORS and CORS_ALLOWED_ORIGINS say which may";
         return ApiError::new(StatusCode::FORBIDDEN, "origin", detail).into_response();
     }
-    let Ok(place) = std::sync::Arc::clone(&service.sockets).try_acquire_owned() else {
-        let detail = "the maximum of sockets is reached; try again";
-        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).into_response();
+    let place = match service.app.streams.open(Protocol::GraphQl) {
+        Ok(place) => place,
+        Err(error) => return error.into_response(),
     };
     let token = bearer(&headers).map(str::to_owned);
     upgrade
@@ -120,17 +121,6 @@ pub(super) async fn upgrade(
             Connection::new(service, socket, token).serve().await;
             drop(place);
         })
-}
-
-/// Programs send no origin; a page must come from the host it connects to, since browsers let any
-/// page open a socket anywhere.
-fn is_same_origin(headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else { return true };
-    let text = |value: &axum::http::HeaderValue| value.to_str().ok().map(str::to_ascii_lowercase);
-    let origin = text(origin);
-    let origin = origin.as_deref().and_then(|origin| origin.split_once("://"));
-    let host = headers.get(header::HOST).and_then(text);
-    origin.is_some_and(|(_, authority)| host.as_deref() == Some(authority))
 }
 
 struct Connection {
@@ -377,24 +367,6 @@ fn cut(mut reason: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pages_of_other_origins_are_refused_and_programs_are_not() {
-        let check = |origin: Option<&str>, host: &str, expected: bool| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, host.parse().unwrap());
-            if let Some(origin) = origin {
-                headers.insert(header::ORIGIN, origin.parse().unwrap());
-            }
-            assert_eq!(is_same_origin(&headers), expected, "{origin:?} {host}");
-        };
-        check(None, "localhost:8080", true);
-        check(Some("http://localhost:8080"), "localhost:8080", true);
-        check(Some("https://Nexus.example"), "nexus.example", true);
-        check(Some("http://localhost:8081"), "localhost:8080", false);
-        check(Some("https://evil.example"), "localhost:8080", false);
-        check(Some("null"), "localhost:8080", false);
-    }
 
     #[test]
     fn a_reason_fits_its_frame() {

@@ -4,61 +4,64 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use async_graphql::{Context, ID, Result, Subscription as Follow};
 use futures_util::{Stream, stream};
-use tokio::{sync::watch, time::interval};
+use tokio::time::interval;
 
 use super::{
-    live::{Told, Wanted},
-    operation::refused,
+    operation::{metric_names, refused},
     pipeline::Pipeline,
     types::Telemetry,
 };
 use crate::{
     rest::Row,
-    view::Snapshot,
+    view::{LiveEvent, LiveFilter, LivePoint, Since, Subscription as LiveSubscription},
     web::{ApiError, App},
 };
 
-/// Most metrics a subscription may name: more than any GPU has.
-const METRICS_MAX: usize = 256;
 /// Longest time between two pictures of the pipeline, in seconds.
 const INTERVAL_SECONDS_MAX: u32 = 3600;
 
 /// Everything that can be followed.
 pub struct Subscription;
 
-/// One follower of telemetry. It holds what it was told, not the snapshots that came from.
+/// The points of a subscription, one by one. What waits for a slow reader is bounded by the view,
+/// which goes on from the latest values when too much does.
 struct Follower {
-    published: watch::Receiver<Option<Arc<Snapshot>>>,
-    wanted: Wanted,
-    told: Told,
-    waiting: VecDeque<Row>,
+    live: LiveSubscription,
+    waiting: VecDeque<Arc<LivePoint>>,
 }
 
 impl Follower {
-    async fn next(&mut self) -> Option<Row> {
+    async fn next(&mut self) -> Arc<LivePoint> {
         loop {
-            if let Some(row) = self.waiting.pop_front() {
-                return Some(row);
+            if let Some(point) = self.waiting.pop_front() {
+                return point;
             }
-            // Ends with the view.
-            self.published.changed().await.ok()?;
-            self.look();
+            match self.live.next().await {
+                LiveEvent::Points(points) => self.waiting = points.into(),
+                LiveEvent::Gap(gap) => tracing::debug!(?gap, "a GraphQL subscriber missed some"),
+            }
         }
     }
+}
 
-    fn look(&mut self) {
-        let now = self.published.borrow_and_update().clone();
-        if let Some(now) = now {
-            self.waiting = self.told.news(&now, &self.wanted).into();
-        }
-    }
+/// Of a point, what a subscriber wants.
+fn row(point: &LivePoint, filter: &LiveFilter) -> Row {
+    let place = (point.key.cluster.as_str(), point.key.host.as_str());
+    let gpu = point.gpu.as_deref().map(|gpu| (gpu.index.clone(), Some(gpu)));
+    let values = point.values.iter().filter(|(metric, ..)| filter.wants_metric(metric));
+    Row::new(
+        place,
+        gpu,
+        point.key.at,
+        values.map(|(metric, labels, value)| (metric, labels, *value)),
+    )
 }
 
 /// Everything that can be followed, over graphql-transport-ws at `/graphql/ws`
 #[Follow]
 impl Subscription {
-    /// New values of GPUs (and of hosts themselves) as they come, an instant each. A follower that
-    /// reads slowly finds the newest values and misses those in between
+    /// New points of GPUs (and of hosts themselves) as they come, each once. Who reads too slowly
+    /// misses some and goes on with the newest value of each metric
     async fn telemetry_updates(
         &self,
         ctx: &Context<'_>,
@@ -70,25 +73,19 @@ impl Subscription {
         #[graphql(desc = "Begin with the newest values that are known", default = true)]
         from_latest: bool,
     ) -> Result<impl Stream<Item = Telemetry> + use<>> {
-        if metrics.as_ref().is_some_and(|names| names.len() > METRICS_MAX) {
-            let allowed = format!("a list of at most {METRICS_MAX} names");
-            return Err(refused(ApiError::parameter("metrics", "longer", &allowed)));
-        }
-        let wanted = Wanted {
+        let filter = LiveFilter {
             cluster: cluster.map(|id| id.to_string()),
             host,
             gpu: gpu_uuid.map(|id| id.to_string()),
-            metrics: metrics.map(|names| names.into_iter().collect()),
+            metrics: metric_names(&metrics.unwrap_or_default())?,
         };
-        let published = ctx.data::<App>()?.view.subscribe();
-        let mut follower =
-            Follower { published, wanted, told: Told::default(), waiting: VecDeque::new() };
-        follower.look();
-        if !from_latest {
-            follower.waiting.clear();
-        }
-        Ok(stream::unfold(follower, |mut follower| async move {
-            Some((follower.next().await?.into(), follower))
+        let since = if from_latest { Since::Latest } else { Since::Now };
+        let live = ctx.data::<App>()?.view.live(filter.clone(), since);
+        let live = live.ok_or_else(|| refused(ApiError::loading()))?;
+        let follower = Follower { live, waiting: VecDeque::new() };
+        Ok(stream::unfold((follower, filter), |(mut follower, filter)| async move {
+            let point = follower.next().await;
+            Some((row(&point, &filter).into(), (follower, filter)))
         }))
     }
 

@@ -7,7 +7,7 @@ use async_graphql::{Context, ID, Json, Object, Result, connection::Connection};
 use nexus_common::model::{ClusterId, HostName};
 
 use super::{
-    operation::{Operation, Points, entries},
+    operation::{Operation, Points, Window, entries},
     paging::{self, PointPage, Total},
     scalars::{Count, Time},
 };
@@ -330,15 +330,19 @@ impl Gpu {
     }
 
     /// What was measured, by time, ascending. Without `startTime` the newest
+    #[allow(clippy::too_many_arguments, reason = "GraphQL has them one by one")]
     async fn telemetry(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Most entries, from 1 to 10000; 100 if not given")] limit: Option<i32>,
         #[graphql(desc = "First instant, inclusive")] start_time: Option<Time>,
         #[graphql(desc = "Last instant, inclusive")] end_time: Option<Time>,
+        #[graphql(desc = "Only these metrics, such as `gpu_utilization`; all if not given")]
+        metrics: Option<Vec<String>>,
+        #[graphql(desc = "Put points together by windows of time")] window: Option<Window>,
     ) -> Result<Vec<Telemetry>> {
         let operation = ctx.data::<Operation>()?;
-        let points = Points::of(limit, start_time, end_time)?;
+        let points = Points::of(limit, start_time, end_time, (metrics, window))?;
         let answer = operation.points(|_| targets_of(vec![self.place.clone()]), &points).await?;
         Ok(answer.points.iter().map(|p| Row::of(p, &answer.snapshot).into()).collect())
     }
@@ -356,8 +360,11 @@ impl Gpu {
         #[graphql(desc = "Cursor before which the page ends")] before: Option<String>,
         #[graphql(desc = "First instant, inclusive")] start_time: Option<Time>,
         #[graphql(desc = "Last instant, inclusive")] end_time: Option<Time>,
+        #[graphql(desc = "Only these metrics, such as `gpu_utilization`; all if not given")]
+        metrics: Option<Vec<String>>,
+        #[graphql(desc = "Put points together by windows of time")] window: Option<Window>,
     ) -> Result<Connection<String, Telemetry>> {
-        let page = PointPage { first, after, last, before, start_time, end_time };
+        let page = PointPage { first, after, last, before, start_time, end_time, metrics, window };
         let find = |_: &Snapshot| targets_of(vec![self.place.clone()]);
         page.answer(ctx.data::<Operation>()?, find).await
     }
