@@ -6,7 +6,7 @@ use async_graphql::{
     Request, Response, ServerError, Value, Variables,
     parser::{
         parse_query,
-        types::{ExecutableDocument, OperationType},
+        types::{ExecutableDocument, OperationDefinition, OperationType},
     },
 };
 use futures_util::stream::BoxStream;
@@ -33,6 +33,8 @@ pub(super) const OPERATION_SECONDS_MAX: u64 = 5;
 /// Operations that run at the same time. Each may hold a few ten MiB of answer; the processor has
 /// no use for more.
 pub(super) const OPERATIONS_MAX: usize = 32;
+/// Errors that are told: each of a few thousand fields may have one.
+const ERRORS_MAX: usize = 50;
 /// How long an operation waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(1);
 
@@ -89,7 +91,9 @@ impl Service {
         let variables = Variables::from_json(variables);
         let sizes = self.app.view.snapshot().map(|now| Sizes::of(&now)).unwrap_or_default();
         weigh(&document, &variables, &sizes).map_err(Invalid::from)?;
-        let kind = kind(&document, asked.operation_name.as_deref())?;
+        let operation = chosen(&document, asked.operation_name.as_deref())?;
+        check_given(operation, &variables)?;
+        let kind = operation.ty;
         let mut request = Request::new(asked.query).variables(variables);
         request.operation_name = asked.operation_name;
         request.set_parsed_query(document);
@@ -122,6 +126,7 @@ impl Service {
             Ok(response) => response,
             Err(_) => return Outcome::Ran(too_slow()),
         };
+        response.errors.truncate(ERRORS_MAX);
         if never_ran(&response) {
             return Outcome::Invalid(Invalid(response.errors));
         }
@@ -145,7 +150,11 @@ impl Service {
     }
 }
 
-fn kind(document: &ExecutableDocument, name: Option<&str>) -> Result<OperationType, Invalid> {
+/// The operation that shall run.
+fn chosen<'a>(
+    document: &'a ExecutableDocument,
+    name: Option<&str>,
+) -> Result<&'a OperationDefinition, Invalid> {
     let mut operations = document.operations.iter();
     let found = match name {
         Some(name) => operations.find(|(of, _)| of.is_some_and(|of| of.as_str() == name)),
@@ -155,7 +164,22 @@ fn kind(document: &ExecutableDocument, name: Option<&str>) -> Result<OperationTy
         Some(name) => format!("operationName: there is no operation {name:?} in the query"),
         None => "operationName: the query has several operations; name the one to run".to_owned(),
     };
-    found.map(|(_, operation)| operation.node.ty).ok_or_else(|| Invalid::told(said(), "operation"))
+    found.map(|(_, operation)| &operation.node).ok_or_else(|| Invalid::told(said(), "operation"))
+}
+
+/// Whether every variable that must have a value has one: the library finds that out only where
+/// one is used.
+fn check_given(operation: &OperationDefinition, variables: &Variables) -> Result<(), Invalid> {
+    for definition in operation.variable_definitions.iter().map(|definition| &definition.node) {
+        let (name, kind) = (&definition.name.node, &definition.var_type.node);
+        let given = variables.get(name);
+        let missing = given.is_none() && definition.default_value.is_none();
+        if !kind.nullable && (missing || given == Some(&Value::Null)) {
+            let said = format!("variables: ${name} of type {kind} has no value");
+            return Err(Invalid::told(said, "variables"));
+        }
+    }
+    Ok(())
 }
 
 fn too_slow() -> Response {

@@ -29,6 +29,12 @@ enum Kind {
 }
 
 impl Kind {
+    /// A well-formed request whose operation cannot be run.
+    fn refuse(self, invalid: &Invalid) -> Response {
+        let status = if self == Kind::Json { StatusCode::OK } else { StatusCode::BAD_REQUEST };
+        self.answer(status, &invalid.body())
+    }
+
     const fn content_type(self) -> &'static str {
         match self {
             Kind::GraphQl => "application/graphql-response+json; charset=utf-8",
@@ -37,7 +43,6 @@ impl Kind {
     }
 
     fn answer(self, status: StatusCode, body: &impl serde::Serialize) -> Response {
-        let status = if self == Kind::Json { StatusCode::OK } else { status };
         // Our own structs always serialise; an empty answer would be noticed by any client.
         let body = serde_json::to_vec(body).unwrap_or_default();
         (status, [(header::CONTENT_TYPE, self.content_type())], Body::from(body)).into_response()
@@ -99,8 +104,12 @@ pub(super) async fn get(State(service): State<Service>, request: Request) -> Res
         Err(error) => return error.into_response(),
     };
     let asked = from_url(parts.uri.query().unwrap_or_default());
-    match asked.and_then(|asked| service.prepare(asked)) {
-        Err(invalid) => kind.answer(StatusCode::BAD_REQUEST, &invalid.body()),
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(invalid) => return kind.answer(StatusCode::BAD_REQUEST, &invalid.body()),
+    };
+    match service.prepare(asked) {
+        Err(invalid) => kind.refuse(&invalid),
         Ok(ready) if ready.kind == OperationType::Mutation => {
             let detail = "GET only asks: mutations are by POST";
             let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail);
@@ -123,8 +132,12 @@ pub(super) async fn post(State(service): State<Service>, request: Request) -> Re
         Ok(asked) => asked,
         Err(error) => return error.into_response(),
     };
-    match from_body(&body).and_then(|asked| service.prepare(asked)) {
-        Err(invalid) => kind.answer(StatusCode::BAD_REQUEST, &invalid.body()),
+    let asked = match from_body(&body) {
+        Ok(asked) => asked,
+        Err(invalid) => return kind.answer(StatusCode::BAD_REQUEST, &invalid.body()),
+    };
+    match service.prepare(asked) {
+        Err(invalid) => kind.refuse(&invalid),
         Ok(ready) => run(&service, kind, ready, grant).await,
     }
 }
@@ -151,7 +164,7 @@ async fn run(
     if ready.kind == OperationType::Subscription {
         let said = "subscriptions are served over graphql-transport-ws at /graphql/ws";
         let invalid = Invalid::told(said.to_owned(), "subscription");
-        return kind.answer(StatusCode::BAD_REQUEST, &invalid.body());
+        return kind.refuse(&invalid);
     }
     let _turn = match service.turn().await {
         Ok(turn) => turn,
@@ -162,7 +175,7 @@ async fn run(
     };
     let revision = snapshot.revision;
     let mut response = match service.run(ready, snapshot, grant).await {
-        Outcome::Invalid(invalid) => kind.answer(StatusCode::BAD_REQUEST, &invalid.body()),
+        Outcome::Invalid(invalid) => kind.refuse(&invalid),
         Outcome::Ran(response) => kind.answer(StatusCode::OK, &response),
     };
     response.headers_mut().insert(REVISION, revision.into());

@@ -327,10 +327,11 @@ impl<'a> Scales<'a> {
         // An entry more than none: an empty list is a value, too.
         let list = |size: u64| (1, self.wanted(field).map_or(size, |wanted| wanted.min(size)));
         match (within, name) {
-            (Within::Schema, "types") => (0, 80),
-            (Within::Schema, "fields") => (0, 20),
-            (Within::Schema, "args" | "inputFields" | "enumValues" | "directives") => (0, 6),
-            (Within::Schema, "possibleTypes" | "interfaces" | "locations") => (0, 3),
+            // Above what our schema has on average.
+            (Within::Schema, "types") => (0, 60),
+            (Within::Schema, "fields" | "directives") => (0, 8),
+            (Within::Schema, "args" | "inputFields" | "enumValues" | "locations") => (0, 3),
+            (Within::Schema, "possibleTypes" | "interfaces") => (0, 2),
             (Within::Schema, _) => (0, 1),
             (_, "telemetry" | "telemetryConnection") => {
                 (LOOKUP_COST, self.wanted(field).unwrap_or(POINTS_DEFAULT))

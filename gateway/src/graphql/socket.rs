@@ -10,7 +10,7 @@ use async_graphql::{Response, ServerError, parser::types::OperationType};
 use axum::{
     extract::{
         State, WebSocketUpgrade,
-        ws::{CloseFrame, Message, WebSocket, close_code},
+        ws::{CloseFrame, Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response as HttpResponse},
@@ -20,7 +20,7 @@ use futures_util::{
     future::{AbortHandle, Abortable},
     stream::{self, BoxStream, SelectAll},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
@@ -82,6 +82,16 @@ enum Said {
     },
 }
 
+/// What is said of an operation. A struct, since the fields of an answer keep their order.
+#[derive(Serialize)]
+struct Frame<'a, T> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a T>,
+}
+
 /// What becomes of an operation.
 enum Event {
     Next(Response),
@@ -101,8 +111,16 @@ enum End {
 pub(super) async fn upgrade(
     State(service): State<Service>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    asked: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> HttpResponse {
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(error) => {
+            let detail = format!("this address speaks WebSocket: {}", error.body_text());
+            let status = StatusCode::UPGRADE_REQUIRED;
+            return ApiError::new(status, "upgrade-required", detail).into_response();
+        }
+    };
     if !service.app.origins.allow(&headers) {
         let detail = "pages of this origin may not open a WebSocket here; \
                       ENABLE_CORS and CORS_ALLOWED_ORIGINS say which may";
@@ -113,7 +131,7 @@ pub(super) async fn upgrade(
         Err(error) => return error.into_response(),
     };
     let token = bearer(&headers).map(str::to_owned);
-    upgrade
+    asked
         .protocols([PROTOCOL])
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX)
@@ -291,15 +309,15 @@ impl Connection {
                 if !response.extensions.contains_key("revision") {
                     self.service.stamp(&mut response, revision);
                 }
-                self.send(&json!({"type": "next", "id": id, "payload": response})).await
+                self.send(&Frame { kind: "next", id: &id, payload: Some(&response) }).await
             }
             Event::Refused(Invalid(errors)) => {
                 self.end(&id);
-                self.send(&json!({"type": "error", "id": id, "payload": errors})).await
+                self.send(&Frame { kind: "error", id: &id, payload: Some(&errors) }).await
             }
             Event::Complete => {
                 self.end(&id);
-                self.send(&json!({"type": "complete", "id": id})).await
+                self.send(&Frame::<()> { kind: "complete", id: &id, payload: None }).await
             }
         }
     }
@@ -315,8 +333,10 @@ impl Connection {
         sent.ok().and_then(Result::ok).ok_or(End::Gone)
     }
 
-    async fn send(&mut self, message: &Value) -> Result<(), End> {
-        let message = Message::Text(message.to_string().into());
+    async fn send(&mut self, message: &impl Serialize) -> Result<(), End> {
+        // Our own structs always serialise; an empty message would be noticed by any client.
+        let text = serde_json::to_string(message).unwrap_or_default();
+        let message = Message::Text(text.into());
         let sent = timeout(WRITE_WITHIN, self.socket.send(message)).await;
         sent.ok().and_then(Result::ok).ok_or(End::Gone)
     }

@@ -6,3 +6,4 @@ mod input;
 mod process;
 mod refusal;
 mod replay;
+mod wanted;
