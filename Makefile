@@ -44,9 +44,11 @@ lint: ## Format, clippy and documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
-generate-swagger: build-nexus ## Write docs/openapi.json from the gateway's routes
+generate-swagger: build-nexus ## Write docs/openapi.json and docs/schema.graphql from the gateway
 	@$(BIN)/nexus-gateway openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json \
 		|| { rm -f docs/openapi.json.new; exit 1; }
+	@$(BIN)/nexus-gateway schema > docs/schema.graphql.new && mv docs/schema.graphql.new docs/schema.graphql \
+		|| { rm -f docs/schema.graphql.new; exit 1; }
 clean: ## Remove what was built and logged; never what etcd stores
 	@scripts/clean.sh
 
