@@ -181,6 +181,8 @@ async fn answer<T: Serialize>(
         after: span.after.clone(),
         newest: span.newest,
         limit: span.limit,
+        metrics: None,
+        step: None,
     };
     let answer = app.view.points(snapshot, ask).await?;
     let rows = answer.points.iter().map(|point| Row::of(point, &answer.snapshot)).collect();

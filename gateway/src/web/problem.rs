@@ -137,12 +137,15 @@ impl From<Refused> for ApiError {
 impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
         let (status, kind) = match &error {
-            QueryError::TooWide => (StatusCode::UNPROCESSABLE_ENTITY, "too-wide"),
+            QueryError::TooWide | QueryError::TooMany => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "too-wide")
+            }
             QueryError::Moving => (StatusCode::SERVICE_UNAVAILABLE, "moving"),
             QueryError::Etcd(_) => (StatusCode::SERVICE_UNAVAILABLE, "etcd"),
             QueryError::Decoder => (StatusCode::INTERNAL_SERVER_ERROR, "decoder"),
         };
         let advice = match &error {
+            QueryError::TooMany => "; name fewer places or metrics, or a shorter step",
             QueryError::TooWide => "; narrow start_time and end_time, or name a host",
             QueryError::Moving | QueryError::Etcd(_) => "; try again",
             QueryError::Decoder => "",

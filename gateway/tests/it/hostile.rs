@@ -75,7 +75,7 @@ async fn heads_and_bodies_that_are_too_large_are_refused_before_they_are_read() 
     let headers: String = (0..10_000).map(|n| format!("x-{n}: y\r\n")).collect();
     check(format!("{get}{headers}"), "431").await;
     check(format!("{get}x-long: {}\r\n", "y".repeat(100_000)), "431").await;
-    check(format!("GET /{} HTTP/1.1\r\nhost: x\r\n", "y".repeat(100_000)), "414").await;
+    check(format!("GET /{} HTTP/1.1\r\nhost: x\r\n", "y".repeat(100_000)), "431").await;
     check(format!("{get}content-length: 100000000\r\n"), "413").await;
     check("POST /api/v1/gpus HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n".into(), "413")
         .await;

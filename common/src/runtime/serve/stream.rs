@@ -20,6 +20,11 @@ const KNOWN_AFTER: usize = 24;
 /// How long a client may take not one byte of what is sent to it.
 const TAKE_WITHIN: Duration = Duration::from_secs(30);
 
+/// How much, and how long, is still read of a peer that goes on sending after the last answer:
+/// closing before it is read would take the answer from it.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER: Duration = Duration::from_millis(500);
+
 /// A stream whose first bytes must come soon and whose peer must take what is sent. Holds the
 /// connection's place for as long as it lives, also when it became a WebSocket.
 pub(super) struct Bounded<S> {
@@ -27,13 +32,17 @@ pub(super) struct Bounded<S> {
     read: usize,
     first: Option<Pin<Box<Sleep>>>,
     stalled: Option<Pin<Box<Sleep>>>,
+    shut: bool,
+    dropped: usize,
+    linger: Option<Pin<Box<Sleep>>>,
     _place: Place,
 }
 
 impl<S> Bounded<S> {
     pub(super) fn new(stream: S, place: Place) -> Self {
         let first = Some(Box::pin(sleep(HEAD_WITHIN)));
-        Self { stream, read: 0, first, stalled: None, _place: place }
+        let (stalled, linger) = (None, None);
+        Self { stream, read: 0, first, stalled, shut: false, dropped: 0, linger, _place: place }
     }
 
     /// What a write came to; one that waits too long fails.
@@ -75,7 +84,28 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+impl<S: AsyncRead + Unpin> Bounded<S> {
+    /// Reads what is still coming, if something is; ready when that is over.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut space = [0; 4096];
+        while self.dropped < LINGER_BYTES {
+            let mut buf = ReadBuf::new(&mut space);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.dropped += buf.filled().len();
+                }
+                Poll::Pending if self.dropped > 0 => {
+                    let linger = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+                    return linger.as_mut().poll(cx);
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -104,7 +134,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.written(cx, shut)
+        if !self.shut {
+            let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+            ready!(self.written(cx, shut))?;
+            self.shut = true;
+        }
+        self.poll_linger(cx).map(Ok)
     }
 }
