@@ -355,7 +355,7 @@ async fn server_sent_events_tell_the_same_and_go_on_where_they_were_cut() {
     }
     let both = read(format!("{path}&from={revision}"), None, 2).await;
     assert!(both.contains(r#""data":{"temperature":1000.0}}"#), "{both}");
-    let id = both.split("id: ").nth(1).unwrap().split('\n').next().unwrap().to_owned();
+    let id = both.split("\nid: ").nth(1).unwrap().split('\n').next().unwrap().to_owned();
     let second = read(path.clone(), Some(id), 1).await;
     assert!(second.contains(r#""data":{"temperature":2000.0}}"#), "{second}");
     assert!(!second.contains("1000.0"), "{second}");
