@@ -1,10 +1,13 @@
 //! REST: routes and the JSON they answer with, all from one snapshot of the view.
 
 mod clusters;
+mod export;
 mod gpus;
 mod health;
+mod listing;
 mod params;
 mod resources;
+mod span;
 mod stats;
 mod telemetry;
 
@@ -29,11 +32,18 @@ pub(crate) fn open_routes() -> OpenApiRouter<App> {
         .routes(routes!(health::readyz))
 }
 
-/// Routes that need a token, once there are any.
+/// Routes that need a token, once there are any, and whose answers change by themselves.
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(health::metrics))
         .routes(routes!(health::audit))
+        .routes(routes!(stats::stats))
+}
+
+/// Routes that need a token, once there are any, and whose answers follow from the view's
+/// snapshot and the request alone: they may be kept as long as that is the newest.
+pub(crate) fn routes_of_snapshots() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
         .routes(routes!(gpus::list))
         .routes(routes!(gpus::one))
         .routes(routes!(telemetry::of_gpu))
@@ -41,7 +51,6 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(gpus::of_host))
         .routes(routes!(clusters::list))
         .routes(routes!(clusters::one))
-        .routes(routes!(stats::stats))
         .routes(routes!(clusters::hosts))
         .routes(routes!(clusters::host))
         .routes(routes!(clusters::host_gpus))

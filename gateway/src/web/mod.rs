@@ -1,6 +1,7 @@
 //! What all answers have in common: the router, problems, headers, metrics, the document.
 
 mod admit;
+mod answers;
 mod observe;
 mod openapi;
 mod origins;
@@ -20,6 +21,7 @@ use tower_http::{CompressionLevel, catch_panic::CatchPanicLayer, compression::Co
 use utoipa_axum::router::OpenApiRouter;
 
 pub use admit::bearer;
+pub use answers::{Answers, Basis, NextPage};
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
 pub use openapi::document;
 pub use origins::{Origin, Origins};
@@ -42,6 +44,10 @@ pub struct App {
     pub origins: Arc<Origins>,
     /// Requests, counted.
     pub http: HttpMeters,
+    /// Answers that are still right.
+    pub answers: Arc<Answers>,
+    /// Turns for exports: an answer that is written for long.
+    pub exports: Arc<Semaphore>,
     /// Turns for requests: as many as may be answered at once.
     pub turns: Arc<Semaphore>,
     /// The cluster this gateway is set to.
@@ -57,6 +63,8 @@ pub struct App {
 /// Requests that are answered at once; more are told to come again. Each may hold an answer of
 /// some MiB.
 pub const REQUESTS_MAX: usize = 512;
+/// Exports that are written at once. Each reads blocks as fast as its client takes rows.
+pub const EXPORTS_MAX: usize = 8;
 /// Largest body of a request. Queries of people are a few KiB.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
@@ -82,6 +90,10 @@ pub fn router(app: App) -> Router {
 /// Every documented route: those that anybody may ask, and behind [`admit`] those that need a
 /// token once there are any. A route that lets in by itself (a WebSocket) is one of the former.
 fn documented(app: &App) -> OpenApiRouter<App> {
-    let guarded = rest::routes().route_layer(from_fn_with_state(app.clone(), admit::admit));
+    let kept = from_fn_with_state(app.clone(), answers::remember);
+    let guarded = rest::routes_of_snapshots()
+        .route_layer(kept)
+        .merge(rest::routes())
+        .route_layer(from_fn_with_state(app.clone(), admit::admit));
     OpenApiRouter::with_openapi(openapi::head()).merge(rest::open_routes()).merge(guarded)
 }

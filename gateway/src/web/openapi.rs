@@ -45,8 +45,10 @@ pub(super) fn head() -> OpenApi {
 
 /// The whole document, as it is served.
 pub fn document() -> OpenApi {
-    let routes =
-        OpenApiRouter::with_openapi(head()).merge(rest::open_routes()).merge(rest::routes());
+    let routes = OpenApiRouter::with_openapi(head())
+        .merge(rest::open_routes())
+        .merge(rest::routes_of_snapshots())
+        .merge(rest::routes());
     finish(routes.into_openapi())
 }
 

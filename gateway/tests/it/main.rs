@@ -12,4 +12,5 @@ mod outage;
 mod pipeline;
 mod routes;
 mod rows;
+mod selection;
 mod serve;
