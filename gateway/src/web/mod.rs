@@ -23,6 +23,7 @@ use utoipa_axum::router::OpenApiRouter;
 pub use admit::bearer;
 pub use answers::{Answers, Basis, NextPage};
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
+use openapi::Group;
 pub use openapi::document;
 pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
@@ -87,13 +88,30 @@ pub fn router(app: App) -> Router {
     routes.with_state(app)
 }
 
-/// Every documented route: those that anybody may ask, and behind [`admit`] those that need a
-/// token once there are any. A route that lets in by itself (a WebSocket) is one of the former.
+/// Every documented route, by who is let in. A route that lets in by itself (a WebSocket) is
+/// among the open ones.
+fn groups() -> [(Group, OpenApiRouter<App>); 3] {
+    let mut groups = [
+        (Group::Open, rest::open_routes()),
+        (Group::Guarded, rest::routes()),
+        (Group::Kept, rest::routes_of_snapshots()),
+    ];
+    for (group, routes) in &mut groups {
+        openapi::describe(*group, routes.get_openapi_mut());
+    }
+    groups
+}
+
+/// The routes behind the layers of their group.
 fn documented(app: &App) -> OpenApiRouter<App> {
-    let kept = from_fn_with_state(app.clone(), answers::remember);
-    let guarded = rest::routes_of_snapshots()
-        .route_layer(kept)
-        .merge(rest::routes())
-        .route_layer(from_fn_with_state(app.clone(), admit::admit));
-    OpenApiRouter::with_openapi(openapi::head()).merge(rest::open_routes()).merge(guarded)
+    let admit = || from_fn_with_state(app.clone(), admit::admit);
+    let remember = || from_fn_with_state(app.clone(), answers::remember);
+    let head = OpenApiRouter::with_openapi(openapi::head());
+    groups().into_iter().fold(head, |all, (group, routes)| {
+        all.merge(match group {
+            Group::Open => routes,
+            Group::Guarded => routes.route_layer(admit()),
+            Group::Kept => routes.route_layer(remember()).route_layer(admit()),
+        })
+    })
 }
