@@ -9,8 +9,8 @@ use super::{
     gpus,
     listing::Listing,
     params::{
-        At, Checked, Given, HostGpuSearch, NamePageParams, Nothing, PageParams, Parameters, Part,
-        Segments, StatusParams,
+        At, Checked, FieldParams, Given, HostGpuSearch, NamePageParams, Nothing, PageParams,
+        Parameters, Part, Segments, StatusParams,
     },
     resources::{
         CLUSTER_FIELDS, ClusterList, ClusterResource, GpuList, GpuResource, HOST_FIELDS, HostList,
@@ -35,7 +35,7 @@ impl Parameters for ClusterSearch {
 
 /// All clusters
 #[utoipa::path(get, path = "/api/v1/clusters", operation_id = "listClusters", tag = "clusters",
-    params(PageParams),
+    params(NamePageParams, FieldParams),
     responses((status = 200, description = "The clusters", body = ClusterList)))]
 pub(super) async fn list(
     State(app): State<App>,
@@ -85,7 +85,7 @@ impl Parameters for HostSearch {
 #[utoipa::path(get, path = "/api/v1/clusters/{cluster_id}/hosts", operation_id = "listClusterHosts",
     tag = "clusters",
     params(("cluster_id" = String, Path, description = "The cluster", example = "local-cluster"),
-        StatusParams, PageParams),
+        StatusParams, NamePageParams, FieldParams),
     responses((status = 200, description = "Its hosts", body = HostList)))]
 pub(super) async fn hosts(
     State(app): State<App>,

@@ -60,3 +60,13 @@ pub(crate) fn routes_of_snapshots() -> OpenApiRouter<App> {
         .routes(routes!(telemetry::list))
         .routes(routes!(telemetry::latest))
 }
+
+/// Names that `fields` may be made of at a path.
+pub(crate) fn fields_of(path: &str) -> &'static [&'static str] {
+    match path.rsplit('/').next() {
+        Some("telemetry" | "metrics" | "latest") => resources::ROW_FIELDS,
+        Some("hosts") => resources::HOST_FIELDS,
+        Some("clusters") => resources::CLUSTER_FIELDS,
+        _ => resources::GPU_FIELDS,
+    }
+}

@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, Path, Query},
     http::{StatusCode, request::Parts},
 };
-use nexus_common::model::Timestamp;
+use nexus_common::{limits::ID_BYTES_MAX, model::Timestamp};
 use serde::de::DeserializeOwned;
 use utoipa::IntoParams;
 
@@ -240,12 +240,12 @@ pub(super) struct PageParams {
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
     #[param(
-        pattern = "^[A-Za-z0-9._:-]+(~[A-Za-z0-9._:-]*)*$",
+        pattern = "^[A-Za-z0-9._:-]{1,128}~[A-Za-z0-9._:-]{1,128}~[A-Za-z0-9._:-]{0,128}$",
         example = "local-cluster~dgx-001~GPU-00000000-1111-2222-3333-444444444444"
     )]
     cursor: Option<String>,
     /// Only these fields of each entry, separated by commas
-    #[param(pattern = "^[a-z_]+(,[a-z_]+)*$", example = "status")]
+    #[param(example = "status")]
     fields: Option<String>,
 }
 
@@ -296,6 +296,16 @@ impl Parameters for GpuSearch {
 /// GPUs of one host.
 pub(super) struct HostGpuSearch(pub(super) GpuSearch);
 
+/// Which fields of each entry.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the document; values are read through `Given`")]
+pub(super) struct FieldParams {
+    /// Only these fields of each entry, separated by commas
+    #[param(example = "status")]
+    fields: Option<String>,
+}
+
 /// How much of a list of names.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -305,7 +315,7 @@ pub(super) struct NamePageParams {
     #[param(minimum = 1, maximum = 10000, example = 100)]
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
-    #[param(pattern = "^[A-Za-z0-9._:-]+$", example = "dgx-001")]
+    #[param(pattern = "^[A-Za-z0-9._:-]{1,128}$", example = "dgx-001")]
     cursor: Option<String>,
 }
 
@@ -338,7 +348,12 @@ pub(super) struct StatusParams {
 /// A cursor of a list of places: ids, joined by what cannot stand in one.
 fn list_cursor(given: &Given, ids: usize) -> Result<Option<String>, ApiError> {
     let Some(text) = given.text("cursor") else { return Ok(None) };
-    let id = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:".contains(&b));
-    let good = text.split('~').count() == ids && text.split('~').all(id);
+    let id = |part: &str| {
+        part.len() <= ID_BYTES_MAX
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:".contains(&b))
+    };
+    // Only the last of three may be empty: a row of a host itself.
+    let named = text.split('~').take(2).all(|part| !part.is_empty());
+    let good = named && text.split('~').count() == ids && text.split('~').all(id);
     if good { Ok(Some(text.to_owned())) } else { Err(ApiError::parameter("cursor", text, CURSOR)) }
 }

@@ -148,22 +148,25 @@ pub(super) struct SpanParams {
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
     #[param(
-        pattern = "^-?[0-9]+~[A-Za-z0-9._:-]+~[A-Za-z0-9._:-]+~[A-Za-z0-9._:-]*$",
+        pattern = "^(0|-?[1-9][0-9]{0,12})~[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}~[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}~([A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127})?$",
         example = "1752871354000~local-cluster~dgx-001~GPU-00000000-1111-2222-3333-444444444444"
     )]
     cursor: Option<String>,
     /// Only these metrics, separated by commas, as they are called here or as DCGM calls them
     #[param(
-        pattern = "^[A-Za-z_:][A-Za-z0-9_:]*(,[A-Za-z_:][A-Za-z0-9_:]*)*$",
+        pattern = "^[A-Za-z_:][A-Za-z0-9_:]{0,255}(,[A-Za-z_:][A-Za-z0-9_:]{0,255}){0,15}$",
         example = "gpu_utilization,power_draw"
     )]
     metrics: Option<String>,
     /// Only these fields of each row, separated by commas
-    #[param(pattern = "^[a-z_]+(,[a-z_]+)*$", example = "timestamp,uuid,gpu_utilization")]
+    #[param(example = "timestamp")]
     fields: Option<String>,
     /// Puts rows together: one a GPU and window of this length. Windows begin at its multiples
     /// since 1970, and a row's `timestamp` is where its window begins. Up to 366d
-    #[param(pattern = "^[1-9][0-9]{0,8}(ms|s|m|h|d)$", example = "1m")]
+    #[param(
+        pattern = "^([1-9][0-9]{0,9}ms|[1-9][0-9]{0,6}s|[1-9][0-9]{0,4}m|[1-9][0-9]{0,2}h|[1-9][0-9]?d)$",
+        example = "1m"
+    )]
     step: Option<String>,
     /// What becomes of the values of a window: their mean (the default), the smallest, the
     /// largest, the 95th percentile (nearest rank) or the last. Needs `step`
@@ -263,7 +266,7 @@ pub(super) struct LatestSearch {
 pub(super) struct MetricParams {
     /// Only these metrics, separated by commas, as they are called here or as DCGM calls them
     #[param(
-        pattern = "^[A-Za-z_:][A-Za-z0-9_:]*(,[A-Za-z_:][A-Za-z0-9_:]*)*$",
+        pattern = "^[A-Za-z_:][A-Za-z0-9_:]{0,255}(,[A-Za-z_:][A-Za-z0-9_:]{0,255}){0,15}$",
         example = "gpu_utilization,power_draw"
     )]
     metrics: Option<String>,

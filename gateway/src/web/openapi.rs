@@ -4,14 +4,15 @@ use utoipa::{
     OpenApi as _,
     openapi::{
         Content, HeaderBuilder, ObjectBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder,
-        path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
-        schema::{SchemaType, Type},
+        path::{Operation, Parameter, ParameterBuilder, ParameterIn, ParameterStyle, PathItem},
+        schema::{ArrayBuilder, Schema, SchemaType, Type},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 use utoipa_axum::router::OpenApiRouter;
 
 use super::problem::{PROBLEM_CONTENT_TYPE, Problem};
+use crate::rest;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -125,8 +126,10 @@ fn add_kept(operation: &mut Operation) {
 
 /// Adds to every operation the headers of its answers and the problems it may end in.
 pub(super) fn finish(mut document: OpenApi) -> OpenApi {
+    entries_may_lack_fields(&mut document);
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
+            name_fields(path, operation);
             add_problems(path, operation);
             for response in operation.responses.responses.values_mut() {
                 if let RefOr::T(response) = response {
@@ -136,6 +139,40 @@ pub(super) fn finish(mut document: OpenApi) -> OpenApi {
         }
     }
     document
+}
+
+/// Says which fields `fields` may name.
+fn name_fields(path: &str, operation: &mut Operation) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        if let RefOr::T(parameter) = parameter
+            && parameter.name == "fields"
+        {
+            let names = rest::fields_of(path);
+            let name = ObjectBuilder::new()
+                .schema_type(SchemaType::new(Type::String))
+                .enum_values(Some(names.iter().copied()));
+            let schema = ArrayBuilder::new().items(name).min_items(Some(1));
+            let told = ParameterBuilder::new()
+                .name("fields")
+                .parameter_in(ParameterIn::Query)
+                .description(parameter.description.clone())
+                .schema(Some(schema))
+                .style(Some(ParameterStyle::Form))
+                .explode(Some(false))
+                .example(Some(serde_json::json!(names.get(..2))));
+            *parameter = told.build();
+        }
+    }
+}
+
+/// With `fields` an entry of a list has no field for certain.
+fn entries_may_lack_fields(document: &mut OpenApi) {
+    let Some(components) = &mut document.components else { return };
+    for name in ["GpuResource", "HostResource", "ClusterResource", "Row"] {
+        if let Some(RefOr::T(Schema::Object(entry))) = components.schemas.get_mut(name) {
+            entry.required.clear();
+        }
+    }
 }
 
 fn takes(operation: &Operation, name: &str) -> bool {
