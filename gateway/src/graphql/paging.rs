@@ -12,7 +12,7 @@ use super::{
     types::{Gpu, Host, Telemetry},
 };
 use crate::{
-    rest::{GpuSearch, Row, find_gpus, gpu_cursor},
+    rest::{GpuSearch, Part, Row, Status, find_gpus, gpu_cursor},
     view::{PointKey, Snapshot, Target},
     web::ApiError,
 };
@@ -63,7 +63,7 @@ pub(super) fn hosts(
 /// A page of GPUs, by cluster, host and index.
 pub(super) fn gpus(
     operation: &Operation,
-    (cluster, host, active): (Option<String>, Option<String>, Option<bool>),
+    (cluster, host, status): (Option<String>, Option<String>, Option<Status>),
     first: Option<i32>,
     after: Option<String>,
 ) -> Result<Connection<String, Gpu, Total>> {
@@ -72,7 +72,8 @@ pub(super) fn gpus(
         return Err(bad_cursor("after", text));
     }
     let behind = after.is_some();
-    let search = GpuSearch { cluster, host, active, limit, cursor: after };
+    let part = Part { limit: Some(limit), cursor: after, fields: None };
+    let search = GpuSearch { cluster, host, name: None, status, part };
     let found = find_gpus(&operation.snapshot, &search, operation.window_ms());
     let total = Total { total_count: found.count.into() };
     let more = found.next_cursor.is_some();

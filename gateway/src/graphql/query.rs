@@ -11,25 +11,19 @@ use super::{
     types::{Cluster, Gpu, Host, Telemetry},
 };
 use crate::{
-    rest::{GpuSearch, Places, Row, find_gpus, matching},
+    rest::{GpuSearch, Part, Places, Row, Status, find_gpus, matching},
     view::Snapshot,
     web::ApiError,
 };
 
 /// Whether a GPU still sends
 #[derive(Clone, Copy, PartialEq, Eq, Enum)]
-#[graphql(rename_items = "lowercase")]
+#[graphql(rename_items = "lowercase", remote = "Status")]
 pub(super) enum GpuStatus {
     /// Its newest sample is near the newest of its cluster
     Active,
     /// It is not, or there is none
     Stale,
-}
-
-impl GpuStatus {
-    fn is_active(self) -> bool {
-        self == Self::Active
-    }
 }
 
 /// Everything that can be asked. All fields of one operation are answered from one revision
@@ -100,9 +94,9 @@ impl Query {
         let search = GpuSearch {
             cluster: cluster.map(|id| id.to_string()),
             host,
-            active: status.map(GpuStatus::is_active),
-            limit: entries("limit", limit, usize::MAX)?,
-            cursor: None,
+            name: None,
+            status: status.map(Status::from),
+            part: Part { limit: Some(entries("limit", limit, usize::MAX)?), ..Part::default() },
         };
         let found = find_gpus(&operation.snapshot, &search, operation.window_ms());
         Ok(found.data.into_iter().filter_map(Gpu::of).collect())
@@ -123,7 +117,7 @@ impl Query {
         #[graphql(desc = "Cursor of the last GPU of the page before")] after: Option<String>,
     ) -> Result<Connection<String, Gpu, Total>> {
         let cluster = cluster.map(|id| id.to_string());
-        let wanted = (cluster, host, status.map(GpuStatus::is_active));
+        let wanted = (cluster, host, status.map(Status::from));
         paging::gpus(ctx.data::<Operation>()?, wanted, first, after)
     }
 

@@ -210,7 +210,7 @@ impl Host {
     async fn gpus(&self, ctx: &Context<'_>) -> Result<Vec<Gpu>> {
         let operation = ctx.data::<Operation>()?;
         let (id, cluster) = &self.cluster;
-        let place = (id.as_str(), &**cluster, self.name.as_str());
+        let place = (id.as_str(), cluster.newest(), self.name.as_str());
         let of = |gpu: &Arc<view::GpuState>| GpuResource::of(place, gpu, operation.window_ms());
         let mut gpus: Vec<GpuResource> = self.host.gpus.values().map(of).collect();
         gpus.sort_by(|a, b| (a.id.len(), &a.id, &a.gpu_id).cmp(&(b.id.len(), &b.id, &b.gpu_id)));

@@ -135,8 +135,7 @@ fn too_slow() -> Response {
 
 /// Turns a panic into a problem; what it said is logged by the panic hook.
 pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
-    let detail = "the gateway failed at this request; the log says more";
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail).into_response()
+    ApiError::internal().into_response()
 }
 
 /// A body where none belongs, or one that says it is too large. One that does not say is cut

@@ -16,5 +16,6 @@ mod outage;
 mod pipeline;
 mod routes;
 mod rows;
+mod selection;
 mod serve;
 mod websocket;
