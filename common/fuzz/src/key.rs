@@ -8,7 +8,7 @@ use nexus_common::{
     },
 };
 
-use crate::feed::Feed;
+use super::feed::Feed;
 
 /// Bytes that begin with a slash are a key (or a root, a line feed and a key below it); others
 /// choose one.

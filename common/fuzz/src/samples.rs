@@ -8,7 +8,7 @@ use nexus_common::{
     },
 };
 
-use crate::feed::Feed;
+use super::feed::Feed;
 
 /// One sample: GPU, metric, labels, instant and the bits of the value.
 type Sample = (Option<GpuId>, MetricName, Labels, i64, u64);
