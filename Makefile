@@ -14,7 +14,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test lint bench generate-swagger clean
+	test lint fuzz deny bench generate-swagger clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ lint: ## Format, clippy and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+fuzz: ## FUZZ_SECONDS (60) for each of FUZZ_TARGETS (csv block samples key)
+	@scripts/fuzz.sh
+deny: ## Licences, sources, banned and duplicate crates; builds cargo-deny the first time
+	@scripts/deny.sh
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
 generate-swagger: build-nexus ## Write docs/openapi.json from the gateway's routes
