@@ -74,8 +74,8 @@ fn delete_options(rng: &mut Rng) -> DeleteOptions {
 
 fn compare(rng: &mut Rng, revision: i64) -> Compare {
     let key = key(rng);
-    let op =
-        [CompareOp::Equal, CompareOp::Greater, CompareOp::Less, CompareOp::NotEqual][rng.usize(..4)];
+    let op = [CompareOp::Equal, CompareOp::Greater, CompareOp::Less, CompareOp::NotEqual]
+        [rng.usize(..4)];
     let near = rng.i64(0..=revision);
     match rng.u8(..5) {
         0 => Compare::version(key, op, rng.i64(0..4)),
@@ -126,9 +126,7 @@ async fn answer(client: &mut Client, request: Request) -> (String, Option<i64>) 
         Request::Delete(key, options) => {
             client.delete(key, Some(options)).await.map(|a| (a.header().cloned(), format!("{a:?}")))
         }
-        Request::Txn(txn) => {
-            client.txn(txn).await.map(|a| (a.header().cloned(), format!("{a:?}")))
-        }
+        Request::Txn(txn) => client.txn(txn).await.map(|a| (a.header().cloned(), format!("{a:?}"))),
         Request::Compact(revision) => client
             .compact(revision, Some(CompactionOptions::new()))
             .await
@@ -137,10 +135,9 @@ async fn answer(client: &mut Client, request: Request) -> (String, Option<i64>) 
             .lease_grant(600, Some(LeaseGrantOptions::new().with_id(id)))
             .await
             .map(|a| (a.header().cloned(), format!("lease {} for {} s", a.id(), a.ttl()))),
-        Request::Revoke(id) => client
-            .lease_revoke(id)
-            .await
-            .map(|a| (a.header().cloned(), "revoked".to_owned())),
+        Request::Revoke(id) => {
+            client.lease_revoke(id).await.map(|a| (a.header().cloned(), "revoked".to_owned()))
+        }
     };
     match told {
         Ok((header, text)) => {

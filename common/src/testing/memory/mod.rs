@@ -14,8 +14,8 @@ use std::{
 };
 
 use etcd_client::proto::{
-    PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader, PbWatchServer,
-    PbWatchResponse,
+    PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader, PbWatchResponse,
+    PbWatchServer,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tower::{ServiceExt, util::BoxCloneSyncService};

@@ -202,10 +202,7 @@ impl Mvcc {
         }
         self.write(kv.key.clone(), revision, Some(kv.clone()));
         events.push(PbEvent { r#type: PUT, kv: Some(kv), prev_kv: old.clone() });
-        PbPutResponse {
-            header: self.headed(revision),
-            prev_kv: old.filter(|_| request.prev_kv),
-        }
+        PbPutResponse { header: self.headed(revision), prev_kv: old.filter(|_| request.prev_kv) }
     }
 
     pub(super) fn delete(&mut self, request: &PbDeleteRequest) -> Result<PbDeleteResponse, Status> {

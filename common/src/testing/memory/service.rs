@@ -6,13 +6,13 @@ use etcd_client::proto::{
     PbAlarmRequest, PbAlarmResponse, PbCompactionRequest, PbCompactionResponse,
     PbDefragmentRequest, PbDefragmentResponse, PbDeleteRequest, PbDeleteResponse,
     PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest,
-    PbHashResponse, PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest,
-    PbLeaseKeepAliveResponse, PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest,
-    PbLeaseRevokeResponse, PbLeaseService, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse,
-    PbMaintenanceService, PbMoveLeaderRequest, PbMoveLeaderResponse, PbPutRequest, PbPutResponse,
-    PbRangeRequest, PbRangeResponse, PbRangeStreamResponse, PbSnapshotRequest, PbSnapshotResponse,
-    PbStatusRequest, PbStatusResponse, PbTxnRequest, PbTxnResponse, PbWatchRequest,
-    PbWatchRequestUnion, PbWatchResponse, PbWatchService,
+    PbHashResponse, PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse,
+    PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse, PbLeaseLeasesRequest, PbLeaseLeasesResponse,
+    PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseService, PbLeaseTimeToLiveRequest,
+    PbLeaseTimeToLiveResponse, PbMaintenanceService, PbMoveLeaderRequest, PbMoveLeaderResponse,
+    PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
+    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse, PbTxnRequest,
+    PbTxnResponse, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchService,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -154,7 +154,7 @@ impl MemoryEtcd {
     ) {
         let mut state = self.state();
         let header = state.mvcc.header();
-        let answer = PbWatchResponse { header: Some(header.clone()), ..Default::default() };
+        let answer = PbWatchResponse { header: Some(header), ..Default::default() };
         match request.request_union {
             Some(PbWatchRequestUnion::CreateRequest(create)) => {
                 let watch_id = *next_id;
