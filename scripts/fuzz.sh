@@ -30,6 +30,7 @@ coverage=(
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
     -Cllvm-args=-sanitizer-coverage-pc-table
     -Cllvm-args=-sanitizer-coverage-trace-compares
+    "--cfg fuzzing" # what dependencies go by
 )
 # The same versions that Nexus is built with.
 cp Cargo.lock common/fuzz/Cargo.lock
