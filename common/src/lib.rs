@@ -8,6 +8,7 @@
 pub mod assign;
 pub mod audit;
 pub mod block;
+pub mod crash;
 pub mod etcd;
 pub mod keyspace;
 pub mod limits;

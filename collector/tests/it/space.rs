@@ -2,15 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use nexus_common::testing::TestEtcd;
-use tokio::time::sleep;
-
-use crate::{
-    fleet::{Fleet, LOOK},
+use nexus_common::testing::{
+    Fleet, LOOK, TestEtcd,
     truth::{assert_settles_to, audited, audited_until},
 };
+use tokio::time::sleep;
 
-const QUOTA: u64 = 32 << 20;
+pub(crate) const QUOTA: u64 = 32 << 20;
 /// What somebody else keeps in the same etcd: a little below the 80 % at which streamers pause.
 const JUNK: u64 = QUOTA / 100 * 76;
 
@@ -29,7 +27,7 @@ async fn small_etcd() -> TestEtcd {
 }
 
 /// Overwrites one value until etcd takes no more. What it says then counts for nothing.
-fn fill_with_history(etcd: &TestEtcd) {
+pub(crate) fn fill_with_history(etcd: &TestEtcd) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("value");
     std::fs::write(&file, "x".repeat(1 << 20)).unwrap();

@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{free_port, life_on};
+use super::{Server, free_port, life_on, program};
 use crate::{
     etcd::{Etcd, EtcdConfig, Security},
     keyspace::Keyspace,
@@ -45,11 +45,6 @@ impl TestCluster {
     /// How many.
     pub fn size(&self) -> usize {
         self.members.len()
-    }
-
-    /// URLs of all of them.
-    pub fn endpoints(&self) -> Vec<String> {
-        (0..self.members.len()).map(|index| self.endpoint(index)).collect()
     }
 
     /// URL of one.
@@ -147,7 +142,7 @@ impl TestCluster {
             .map(|(i, m)| format!("{}={}", name(i), peer(m)))
             .collect();
         let (client, peer) = (self.endpoint(index), peer(&self.members[index]));
-        let child = Command::new("etcd")
+        let child = program("etcd")
             .arg(format!("--name={}", name(index)))
             .arg(format!("--data-dir={}", self.data.path().join(name(index)).display()))
             .arg(format!("--listen-client-urls={client}"))
@@ -173,7 +168,7 @@ impl TestCluster {
 
     /// What etcdctl says, or nothing if it fails.
     fn etcdctl(&self, index: usize, args: &[&str]) -> Option<String> {
-        let output = Command::new("etcdctl")
+        let output = program("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoint(index)))
             .args(args)
@@ -181,6 +176,12 @@ impl TestCluster {
             .output()
             .expect("etcdctl is needed by the tests: apt-get install etcd-client");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Server for TestCluster {
+    fn endpoints(&self) -> Vec<String> {
+        (0..self.members.len()).map(|index| self.endpoint(index)).collect()
     }
 }
 

@@ -6,10 +6,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod fleet;
 mod proxy;
+pub mod truth;
 
 use std::{
     fs::File,
+    io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -18,6 +21,7 @@ use std::{
 };
 
 pub use cluster::TestCluster;
+pub use fleet::{Fleet, LOOK};
 pub use proxy::Proxy;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +32,12 @@ use crate::{
     model::{InstanceId, Role},
     runtime::{CommonArgs, Health, Life, LogFormat, Metrics, Process},
 };
+
+/// An etcd that processes can be started on.
+pub trait Server {
+    /// URLs of its members.
+    fn endpoints(&self) -> Vec<String>;
+}
 
 /// An etcd of our own. Killed when dropped; its data goes with it.
 pub struct TestEtcd {
@@ -109,7 +119,7 @@ impl TestEtcd {
         let data = self.data.path().join("data");
         std::fs::remove_dir_all(&data).unwrap();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let restored = Command::new("etcdctl")
+        let restored = program("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["snapshot", "restore", snapshot.to_str().unwrap()])
             .arg(format!("--data-dir={}", data.display()))
@@ -148,7 +158,7 @@ impl TestEtcd {
     }
 
     fn run_etcdctl(&self, args: &[&str], input: Stdio) -> Output {
-        Command::new("etcdctl")
+        program("etcdctl")
             .stdin(input)
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoint()))
@@ -181,7 +191,7 @@ impl TestEtcd {
     fn wait_until_healthy(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let healthy = Command::new("etcdctl")
+            let healthy = program("etcdctl")
                 .env("ETCDCTL_API", "3")
                 .arg(format!("--endpoints={}", self.endpoint()))
                 .args(&self.secured.etcdctl)
@@ -199,11 +209,42 @@ impl TestEtcd {
     }
 }
 
+impl Server for TestEtcd {
+    fn endpoints(&self) -> Vec<String> {
+        vec![self.endpoint()]
+    }
+}
+
 impl Drop for TestEtcd {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `etcd` or `etcdctl`: of `NEXUS_ETCD_BIN_DIR`, or the installed one. Says once which it is.
+pub fn program(name: &str) -> Command {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    let folder = std::env::var_os("NEXUS_ETCD_BIN_DIR").map(PathBuf::from);
+    let path = folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+    // Not by a macro: what those print is only shown when a test fails.
+    let tell = || {
+        let _ = writeln!(std::io::stderr(), "tests run on etcd {}", etcd_version());
+    };
+    if name == "etcd" {
+        TOLD.call_once(tell);
+    }
+    Command::new(path)
+}
+
+/// The version of the etcd that tests run on.
+pub fn etcd_version() -> String {
+    let folder = std::env::var_os("NEXUS_ETCD_BIN_DIR").map(PathBuf::from);
+    let path = folder.map_or_else(|| PathBuf::from("etcd"), |folder| folder.join("etcd"));
+    let output = Command::new(&path).arg("--version").output();
+    let said = output.unwrap_or_else(|e| panic!("{}: {e}: make deps", path.display())).stdout;
+    let text = String::from_utf8_lossy(&said).into_owned();
+    text.lines().find_map(|line| line.strip_prefix("etcd Version: ")).unwrap_or("?").to_owned()
 }
 
 /// A port that nobody listened on a moment ago.
@@ -278,7 +319,7 @@ fn url(secured: &Secured, port: u16) -> String {
 
 fn spawn(data: &Path, client: &str, peer_port: u16, flags: &[String]) -> Child {
     let peer = format!("http://127.0.0.1:{peer_port}");
-    Command::new("etcd")
+    program("etcd")
         .arg(format!("--data-dir={}", data.join("data").display()))
         .arg(format!("--listen-client-urls={client}"))
         .arg(format!("--advertise-client-urls={client}"))
