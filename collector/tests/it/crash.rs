@@ -4,7 +4,7 @@
 use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream};
@@ -59,7 +59,9 @@ async fn check(role: Role, point: &str, nth: u32, by: By) {
     println!("{role} ends at {point}, the {nth}. time");
     let mut fleet = fleet(by);
     let file = match by {
-        By::ManyHosts => fleet.generate_with("rows.csv", &["--hosts", "128", "--seconds", "4"]),
+        By::ManyHosts => fleet.generate_with("rows.csv", &["--hosts", "128", "--seconds", "16"]),
+        // Filling etcd takes seconds, and rows must be left when it is full.
+        By::NoSpace => fleet.generate("rows.csv", 400),
         _ => fleet.generate("rows.csv", 60),
     };
     let historian = Historian::follow(&fleet).await;
@@ -161,7 +163,9 @@ impl By {
         file: &Path,
     ) -> Option<PathBuf> {
         let etcd = fleet.connect().await;
-        let ended = |fleet: &Fleet| fleet.log(victim).contains("crash point");
+        let begun = Instant::now();
+        let ended =
+            |fleet: &Fleet| begun.elapsed() > WITHIN || fleet.log(victim).contains("crash point");
         match self {
             By::LostAnswers => {
                 audited_until(&etcd, "data flows", WITHIN, |r| r.samples.accepted > 0).await;
