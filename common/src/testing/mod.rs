@@ -1,14 +1,20 @@
-//! For tests of every crate: a real etcd, started as a child on free loopback ports.
+//! For tests of every crate: a real etcd, started as a child on free loopback ports; one in
+//! memory; and what can go wrong on the wire between.
 //!
 //! A missing etcd is a failure, not a skipped test.
 
 // Tests may panic, and this is only compiled for them.
 #![allow(clippy::unwrap_used)]
 
+pub mod chaos;
+pub mod clock;
 mod cluster;
 mod fleet;
+mod memory;
+pub mod mutation;
 mod proxy;
 pub mod truth;
+mod wire;
 
 use std::{
     fs::File,
@@ -22,9 +28,11 @@ use std::{
 
 pub use cluster::TestCluster;
 pub use fleet::{Fleet, LOOK};
+pub use memory::{Change, MemoryEtcd};
 pub use proxy::Proxy;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
 
 use crate::{
     etcd::{Etcd, EtcdConfig, Security, Session},
