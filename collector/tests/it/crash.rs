@@ -21,11 +21,13 @@ use nexus_common::{
 };
 use tokio::time::sleep;
 
-use crate::space::{QUOTA, fill_with_history};
+use crate::space::QUOTA;
 
 /// Cases at the same time: each mostly waits for a lease to end.
 const AT_ONCE: usize = 4;
 const WITHIN: Duration = Duration::from_secs(60);
+/// Time to connect anew, and to have something on its way again.
+const BETWEEN_CUTS: Duration = Duration::from_millis(500);
 /// What `abort` ends with.
 const SIGABRT: i32 = 6;
 
@@ -168,12 +170,12 @@ impl By {
             |fleet: &Fleet| begun.elapsed() > WITHIN || fleet.log(victim).contains("crash point");
         match self {
             By::LostAnswers => {
-                audited_until(&etcd, "data flows", WITHIN, |r| r.samples.accepted > 0).await;
+                audited_until(&etcd, "data flows", WITHIN, |r| r.samples.committed > 0).await;
                 while !ended(fleet) {
                     wire.hold_answers();
                     sleep(LOOK).await; // what is sent meanwhile is applied and not answered
                     wire.cut();
-                    sleep(LOOK).await;
+                    sleep(BETWEEN_CUTS).await;
                 }
             }
             By::Unclaiming => {
@@ -194,7 +196,7 @@ impl By {
             }
             By::NoSpace => {
                 audited_until(&etcd, "data flows", WITHIN, |r| r.samples.committed > 0).await;
-                fill_with_history(&fleet.etcd);
+                fleet.etcd.fill_with_history();
             }
             By::AnotherFile => {
                 // Nobody commits, so the first lane is full and the second shard not yet opened.

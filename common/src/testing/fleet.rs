@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io::{Read, Write},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -85,9 +87,35 @@ impl<S: Server> Fleet<S> {
 
     /// [`Fleet::start`], with more in its environment.
     pub fn start_in(&mut self, role: Role, name: &str, flags: &[&str], env: &[(&str, &str)]) {
+        self.spawn(role, name, flags, env, &[]);
+    }
+
+    /// [`Fleet::start`], by a command that runs it elsewhere (in another network).
+    pub fn start_by(&mut self, by: &[String], role: Role, name: &str, flags: &[&str]) {
+        self.spawn(role, name, flags, &[], by);
+    }
+
+    fn spawn(
+        &mut self,
+        role: Role,
+        name: &str,
+        flags: &[&str],
+        env: &[(&str, &str)],
+        by: &[String],
+    ) {
         let log = File::options().create(true).append(true).open(self.log_path(name)).unwrap();
-        let child = Command::new(binary(role))
+        let mut command = match by {
+            [] => Command::new(binary(role)),
+            [program, rest @ ..] => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(binary(role));
+                command
+            }
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default(); // where `by` is found
+        let child = command
             .env_clear()
+            .env("PATH", path)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .envs(env.iter().copied())
             .args(["--instance-id", name])
@@ -192,6 +220,30 @@ impl<S: Server> Fleet<S> {
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(ticks * 10) // 100 ticks a second on every Linux
+    }
+
+    /// Largest resident memory so far, in bytes.
+    pub fn peak_memory(&self, name: &str) -> u64 {
+        let status = format!("/proc/{}/status", self.running[name].id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// A metric of a running one, all its series together. `series` is how their lines begin
+    /// (`nexus_txns_total{`) and `label` what they hold (`result="fenced"`).
+    pub fn metric(&self, name: &str, series: &str, label: &str) -> f64 {
+        let log = self.log(name);
+        let life = log.rsplit(" starting ").next().unwrap();
+        let address = life.split("address=").nth(1).and_then(|t| t.split(' ').next()).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with(series) && line.contains(label));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
     /// Names of the running ones.

@@ -9,6 +9,7 @@
 pub mod chaos;
 pub mod clock;
 mod cluster;
+pub mod digest;
 mod fleet;
 mod memory;
 pub mod mutation;
@@ -29,7 +30,7 @@ use std::{
 pub use cluster::TestCluster;
 pub use fleet::{Fleet, LOOK};
 pub use memory::{Change, MemoryEtcd};
-pub use proxy::Proxy;
+pub use proxy::{FaultCount, Faults, Proxy};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
@@ -174,6 +175,17 @@ impl TestEtcd {
             .args(args)
             .output()
             .expect("etcdctl is needed by the tests: apt-get install etcd-client")
+    }
+
+    /// Overwrites one value until etcd takes no more. What it says then counts for nothing.
+    pub fn fill_with_history(&self) {
+        let file = self.data.path().join("value");
+        std::fs::write(&file, "x".repeat(1 << 20)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.etcdctl(&["alarm", "list"]).contains("NOSPACE") {
+            assert!(Instant::now() < deadline, "no alarm was raised");
+            self.try_etcdctl_with(&["put", "/junk"], &file);
+        }
     }
 
     /// A handle to it.
