@@ -115,6 +115,12 @@ impl TestCluster {
         }
     }
 
+    /// Whether every member answers what only a member of a majority can.
+    pub fn all_answer(&self) -> bool {
+        let health = ["endpoint", "health", "--command-timeout=1s"];
+        (0..self.members.len()).all(|index| self.etcdctl(index, &health).is_some())
+    }
+
     /// Kills one without warning; its data stays.
     pub fn kill(&mut self, index: usize) {
         let mut child = self.members[index].child.take().unwrap();
