@@ -126,16 +126,6 @@ impl<S: Server> Flow<S> {
         report.fact("writes of positions, none under an older claim or back", writes, "-", true);
         self.fleet
     }
-
-    /// Ends one of `role` as it stands and starts it again.
-    pub(crate) fn kill_and_start(&mut self, role: Role, letter: &str, flags: &[&str]) {
-        let name = format!("{role}-{letter}");
-        self.fleet.kill(&name);
-        match role {
-            Role::Streamer => self.stream(&name, 0, flags),
-            _ => self.fleet.collect(&name, flags),
-        }
-    }
 }
 
 /// When every lane and partition was last written, seen by a watch of our own.
