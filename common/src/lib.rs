@@ -22,6 +22,7 @@ macro_rules! left_out {
 pub mod assign;
 pub mod audit;
 pub mod block;
+pub mod crash;
 pub mod etcd;
 pub mod keyspace;
 pub mod limits;

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use bytes::Bytes;
 
 use crate::{
+    crash_in_flight, crash_point,
     etcd::{Claim, Commit, Error, Etcd, Outcome, Position, RangeRead},
     keyspace::{
         CommitSummary, Cursor, DeadLetter, Key, Keyspace, LaneMove, Progress, from_json, to_json,
@@ -132,10 +133,12 @@ impl Producer {
         }
         commit.read(&self.cursor_key());
         let started = Instant::now();
-        let outcome = commit.run(&self.etcd).await;
+        crash_point!("enqueue.before_send");
+        let outcome = crash_in_flight!("enqueue", commit.run(&self.etcd)).await;
         self.metrics.count_txn("enqueue", started, outcome.as_ref());
         match outcome? {
             Outcome::Committed { revision, reads } => {
+                crash_point!("enqueue.applied");
                 self.position.mod_revision = revision;
                 self.progress = progress;
                 if let Some(Some(entry)) = reads.and_then(|reads| reads.into_iter().next()) {
@@ -147,7 +150,10 @@ impl Producer {
                 self.metrics.count_samples(samples, bytes);
                 Ok(Enqueued::Committed)
             }
-            Outcome::Fenced => Ok(Enqueued::Fenced),
+            Outcome::Fenced => {
+                crash_point!("enqueue.fenced");
+                Ok(Enqueued::Fenced)
+            }
             Outcome::Stale => self.read_again().await,
         }
     }

@@ -13,6 +13,7 @@ use super::{
     error::{Error, Fate},
 };
 use crate::{
+    crash_point,
     keyspace::KeyRange,
     limits::{TXN_BYTES_MAX, TXN_OPS_MAX},
 };
@@ -188,8 +189,12 @@ impl<'a> Commit<'a> {
             if Instant::now() + pause > deadline {
                 return Err(Error::Undecided { attempt, last: Box::new(error) });
             }
+            if error.is_no_space() {
+                crash_point!("txn.no_space");
+            }
             tracing::debug!(error = %error, "unanswered commit, sending it again");
             sleep(pause).await;
+            crash_point!("txn.before_resend");
             pause = (pause * 2).min(Duration::from_secs(2));
         }
     }

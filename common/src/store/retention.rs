@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::reader::{Reader, StoredBlock};
 use crate::{
+    crash_in_flight, crash_point,
     etcd::{Claim, Commit, Error, Etcd, Outcome, Position},
     keyspace::{Key, KeyRange, Retired, from_json, to_json},
     model::{BucketId, Timestamp},
@@ -158,10 +159,14 @@ impl Retention {
     /// The revision it made, or none when it was not applied.
     async fn applied(&self, commit: Commit<'_>) -> Result<Option<i64>, Error> {
         let started = Instant::now();
-        let outcome = commit.run(&self.etcd).await;
+        crash_point!("retire.before_send");
+        let outcome = crash_in_flight!("retire", commit.run(&self.etcd)).await;
         self.metrics.count_txn("retire", started, outcome.as_ref());
         Ok(match outcome? {
-            Outcome::Committed { revision, .. } => Some(revision),
+            Outcome::Committed { revision, .. } => {
+                crash_point!("retire.applied");
+                Some(revision)
+            }
             Outcome::Fenced | Outcome::Stale => None,
         })
     }

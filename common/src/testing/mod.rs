@@ -9,13 +9,17 @@
 pub mod chaos;
 pub mod clock;
 mod cluster;
+pub mod digest;
+mod fleet;
 mod memory;
 pub mod mutation;
 mod proxy;
+pub mod truth;
 mod wire;
 
 use std::{
     fs::File,
+    io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -25,8 +29,9 @@ use std::{
 
 use anyhow::Context;
 pub use cluster::TestCluster;
+pub use fleet::{Fleet, LOOK};
 pub use memory::{Change, MemoryEtcd};
-pub use proxy::Proxy;
+pub use proxy::{FaultCount, Faults, Proxy};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
@@ -37,6 +42,12 @@ use crate::{
     model::{InstanceId, Role},
     runtime::{CommonArgs, Health, Life, LogFormat, Metrics, Process},
 };
+
+/// An etcd that processes can be started on.
+pub trait Server {
+    /// URLs of its members.
+    fn endpoints(&self) -> Vec<String>;
+}
 
 /// An etcd of our own. Killed when dropped; its data goes with it.
 pub struct TestEtcd {
@@ -123,7 +134,7 @@ impl TestEtcd {
         let data = self.data.path().join("data");
         std::fs::remove_dir_all(&data).unwrap();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let restored = Command::new("etcdctl")
+        let restored = program("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["snapshot", "restore", snapshot.to_str().unwrap()])
             .arg(format!("--data-dir={}", data.display()))
@@ -162,7 +173,7 @@ impl TestEtcd {
     }
 
     fn run_etcdctl(&self, args: &[&str], input: Stdio) -> Output {
-        Command::new("etcdctl")
+        program("etcdctl")
             .stdin(input)
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoint()))
@@ -170,6 +181,17 @@ impl TestEtcd {
             .args(args)
             .output()
             .expect("etcdctl is needed by the tests: apt-get install etcd-client")
+    }
+
+    /// Overwrites one value until etcd takes no more. What it says then counts for nothing.
+    pub fn fill_with_history(&self) {
+        let file = self.data.path().join("value");
+        std::fs::write(&file, "x".repeat(1 << 20)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.etcdctl(&["alarm", "list"]).contains("NOSPACE") {
+            assert!(Instant::now() < deadline, "no alarm was raised");
+            self.try_etcdctl_with(&["put", "/junk"], &file);
+        }
     }
 
     /// A handle to it.
@@ -195,7 +217,7 @@ impl TestEtcd {
     fn wait_until_healthy(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let healthy = Command::new("etcdctl")
+            let healthy = program("etcdctl")
                 .env("ETCDCTL_API", "3")
                 .arg(format!("--endpoints={}", self.endpoint()))
                 .args(&self.secured.etcdctl)
@@ -213,11 +235,42 @@ impl TestEtcd {
     }
 }
 
+impl Server for TestEtcd {
+    fn endpoints(&self) -> Vec<String> {
+        vec![self.endpoint()]
+    }
+}
+
 impl Drop for TestEtcd {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `etcd` or `etcdctl`: of `NEXUS_ETCD_BIN_DIR`, or the installed one. Says once which it is.
+pub fn program(name: &str) -> Command {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    let folder = std::env::var_os("NEXUS_ETCD_BIN_DIR").map(PathBuf::from);
+    let path = folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+    // Not by a macro: what those print is only shown when a test fails.
+    let tell = || {
+        let _ = writeln!(std::io::stderr(), "tests run on etcd {}", etcd_version());
+    };
+    if name == "etcd" {
+        TOLD.call_once(tell);
+    }
+    Command::new(path)
+}
+
+/// The version of the etcd that tests run on.
+pub fn etcd_version() -> String {
+    let folder = std::env::var_os("NEXUS_ETCD_BIN_DIR").map(PathBuf::from);
+    let path = folder.map_or_else(|| PathBuf::from("etcd"), |folder| folder.join("etcd"));
+    let output = Command::new(&path).arg("--version").output();
+    let said = output.unwrap_or_else(|e| panic!("{}: {e}: make deps", path.display())).stdout;
+    let text = String::from_utf8_lossy(&said).into_owned();
+    text.lines().find_map(|line| line.strip_prefix("etcd Version: ")).unwrap_or("?").to_owned()
 }
 
 /// A port that nobody listened on a moment ago.
@@ -306,7 +359,7 @@ fn url(secured: &Secured, port: u16) -> String {
 
 fn spawn(data: &Path, client: &str, peer_port: u16, flags: &[String]) -> Child {
     let peer = format!("http://127.0.0.1:{peer_port}");
-    Command::new("etcd")
+    program("etcd")
         .arg(format!("--data-dir={}", data.join("data").display()))
         .arg(format!("--listen-client-urls={client}"))
         .arg(format!("--advertise-client-urls={client}"))

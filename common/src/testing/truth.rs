@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nexus_common::{
+use crate::{
     audit::{AuditReport, audit},
     block::Block,
     etcd::{Change, Entry, Etcd, Event, RangeRead, follow},
@@ -18,13 +18,16 @@ use nexus_common::{
 use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{Fleet, LOOK};
+use super::{
+    Server,
+    fleet::{Fleet, LOOK},
+};
 
 /// One sample: host, GPU, metric, time and the value's bits.
-pub(crate) type Row = (String, String, String, i64, u64);
+pub type Row = (String, String, String, i64, u64);
 
 /// All samples below `path` (`blocks/` or `queue/`), sorted; keys that hold no block fail.
-pub(crate) async fn stored_rows(etcd: &Etcd, path: &str) -> Vec<Row> {
+pub async fn stored_rows(etcd: &Etcd, path: &str) -> Vec<Row> {
     let how = RangeRead { page: 64, ..RangeRead::default() };
     let listing = etcd.range(&etcd.keyspace().prefix(path), how).await.unwrap();
     let mut rows: Vec<Row> = listing.entries.into_iter().flat_map(|e| rows_of(e.value)).collect();
@@ -33,7 +36,7 @@ pub(crate) async fn stored_rows(etcd: &Etcd, path: &str) -> Vec<Row> {
 }
 
 /// The samples of one block.
-pub(crate) fn rows_of(bytes: bytes::Bytes) -> Vec<Row> {
+pub fn rows_of(bytes: bytes::Bytes) -> Vec<Row> {
     let mut rows = Vec::new();
     for section in Block::decode(bytes).unwrap().sections {
         let host = section.decode().unwrap();
@@ -49,7 +52,7 @@ pub(crate) fn rows_of(bytes: bytes::Bytes) -> Vec<Row> {
 }
 
 /// The samples of a generated file, sorted: read here in another way than the streamer does.
-pub(crate) fn source_rows(file: &Path) -> Vec<Row> {
+pub fn source_rows(file: &Path) -> Vec<Row> {
     let lines = BufReader::new(std::fs::File::open(file).unwrap()).lines().skip(1);
     let mut rows: Vec<Row> = lines
         .map(|line| {
@@ -70,7 +73,7 @@ pub(crate) fn source_rows(file: &Path) -> Vec<Row> {
 }
 
 /// Fails with the first rows that are missing or too many.
-pub(crate) fn assert_same_rows(found: &[Row], expected: &[Row]) {
+pub fn assert_same_rows(found: &[Row], expected: &[Row]) {
     if found == expected {
         return;
     }
@@ -83,7 +86,7 @@ pub(crate) fn assert_same_rows(found: &[Row], expected: &[Row]) {
 }
 
 /// Audits, and fails unless every invariant holds.
-pub(crate) async fn audited(etcd: &Etcd) -> AuditReport {
+pub async fn audited(etcd: &Etcd) -> AuditReport {
     let report = audit(etcd).await.unwrap();
     assert!(report.clean, "{report:#?}");
     assert_eq!(report.delta, 0);
@@ -91,12 +94,12 @@ pub(crate) async fn audited(etcd: &Etcd) -> AuditReport {
 }
 
 /// Whether everything there is was read and committed.
-pub(crate) fn is_settled(report: &AuditReport) -> bool {
+pub fn is_settled(report: &AuditReport) -> bool {
     report.lanes > 0 && report.lanes == report.lanes_done && report.messages == 0
 }
 
 /// Audits again and again until `condition` holds of a report; every one must be clean.
-pub(crate) async fn audited_until(
+pub async fn audited_until(
     etcd: &Etcd,
     what: &str,
     within: Duration,
@@ -114,8 +117,8 @@ pub(crate) async fn audited_until(
 }
 
 /// Waits until all is read and committed, then compares every row with the file.
-pub(crate) async fn assert_settles_to(fleet: &mut Fleet, file: &Path, within: Duration) {
-    let etcd = fleet.etcd.connect().await;
+pub async fn assert_settles_to<S: Server>(fleet: &mut Fleet<S>, file: &Path, within: Duration) {
+    let etcd = fleet.connect().await;
     let report = audited_until(&etcd, "all is committed", within, is_settled).await;
     fleet.assert_alive();
     let expected = source_rows(file);
@@ -126,7 +129,7 @@ pub(crate) async fn assert_settles_to(fleet: &mut Fleet, file: &Path, within: Du
 }
 
 /// Who holds what below `claims/{kind}`.
-pub(crate) async fn owners(etcd: &Etcd, kind: &str) -> BTreeMap<ClaimItem, String> {
+pub async fn owners(etcd: &Etcd, kind: &str) -> BTreeMap<ClaimItem, String> {
     let range = etcd.keyspace().prefix(&format!("claims/{kind}"));
     let listing = etcd.range(&range, RangeRead::default()).await.unwrap();
     let owner = |entry: &Entry| {
@@ -138,13 +141,13 @@ pub(crate) async fn owners(etcd: &Etcd, kind: &str) -> BTreeMap<ClaimItem, Strin
 }
 
 /// How many items of `owners` `name` holds.
-pub(crate) fn held(owners: &BTreeMap<ClaimItem, String>, name: &str) -> usize {
+pub fn held(owners: &BTreeMap<ClaimItem, String>, name: &str) -> usize {
     owners.values().filter(|owner| *owner == name).count()
 }
 
 /// Watches all positions: none may go back, and none may be written under an older claim than
 /// before. That is what fencing promises.
-pub(crate) struct Historian {
+pub struct Historian {
     seen: Arc<Mutex<History>>,
     stop: CancellationToken,
 }
@@ -158,8 +161,9 @@ struct History {
 }
 
 impl Historian {
-    pub(crate) async fn follow(fleet: &Fleet) -> Self {
-        let etcd = fleet.etcd.connect().await;
+    /// Begins to watch.
+    pub async fn follow<S: Server>(fleet: &Fleet<S>) -> Self {
+        let etcd = fleet.connect().await;
         let seen = Arc::new(Mutex::new(History::default()));
         let stop = CancellationToken::new();
         for path in ["shards/", "cursors/", "commits/"] {
@@ -185,7 +189,7 @@ impl Historian {
     }
 
     /// How many writes were seen, none of which broke the rule.
-    pub(crate) fn assert_sound(&self) -> u64 {
+    pub fn assert_sound(&self) -> u64 {
         let seen = self.seen.lock().unwrap();
         assert!(seen.breaches.is_empty(), "{:#?}", seen.breaches);
         assert!(seen.writes > 0, "nothing was written");
