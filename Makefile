@@ -14,7 +14,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-api lint bench bench-api bench-start generate-swagger clean
+	test test-etcd35 test-api audit-graphql churn lint fuzz deny bench bench-api bench-start generate-swagger clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -38,12 +38,23 @@ test: ## All tests; installs etcd and protoc first when they are missing
 	cargo test --workspace
 	@scripts/check.sh
 	@scripts/smoke.sh
+	@scripts/churn.sh short
+test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
+	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
+churn: ## Every fault there is on real programs and etcds, measured (minutes; nothing else should run)
+	@scripts/churn.sh long
 test-api: build-nexus ## Ask a gateway all that its document allows (schemathesis, from PyPI)
 	@scripts/test-api.sh
+audit-graphql: ## Ask a running gateway what GraphQL over HTTP demands (graphql-http, from npm)
+	@scripts/audit-graphql.sh
 lint: ## Format, clippy and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+fuzz: ## FUZZ_SECONDS (60) for each of FUZZ_TARGETS (csv block samples key)
+	@scripts/fuzz.sh
+deny: ## Licences, sources, banned and duplicate crates; builds cargo-deny the first time
+	@scripts/deny.sh
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
 bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)

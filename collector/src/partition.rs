@@ -7,6 +7,7 @@ use std::{
 };
 
 use nexus_common::{
+    crash_point,
     etcd::{Error, Outcome},
     keyspace::ClaimItem,
     model::{ClusterId, Gpu, HostName, Lane, PartitionId},
@@ -222,7 +223,11 @@ type Described = Vec<(ClusterId, HostName, Vec<Gpu>)>;
 /// Opens as many messages as fit and plans their commit. CPU-heavy.
 fn prepare(messages: Vec<Received>, bytes_max: usize) -> Result<(Plan, Described), PlanError> {
     let mut opened: Vec<Opened> = messages.into_iter().map(plan::open).collect();
-    opened.truncate(plan::fitting(&opened, bytes_max));
+    let fitting = plan::fitting(&opened, bytes_max);
+    if fitting < opened.len() {
+        crash_point!("commit.split");
+        opened.truncate(fitting);
+    }
     let mut hosts = Described::new();
     for block in opened.iter().filter_map(|o| o.block.as_ref().ok()) {
         for section in &block.sections {

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use bytes::Bytes;
 
 use crate::{
+    crash_in_flight, crash_point,
     etcd::{Claim, Commit, Error, Etcd, Outcome, Position, RangeRead},
     keyspace::{
         CommitSummary, Cursor, DeadLetter, Key, Keyspace, LaneMove, Progress, from_json, to_json,
@@ -132,10 +133,12 @@ impl Producer {
         }
         commit.read(&self.cursor_key());
         let started = Instant::now();
-        let outcome = commit.run(&self.etcd).await;
+        crash_point!("enqueue.before_send");
+        let outcome = crash_in_flight!("enqueue", commit.run(&self.etcd)).await;
         self.metrics.count_txn("enqueue", started, outcome.as_ref());
         match outcome? {
             Outcome::Committed { revision, reads } => {
+                crash_point!("enqueue.applied");
                 self.position.mod_revision = revision;
                 self.progress = progress;
                 if let Some(Some(entry)) = reads.and_then(|reads| reads.into_iter().next()) {
@@ -147,7 +150,10 @@ impl Producer {
                 self.metrics.count_samples(samples, bytes);
                 Ok(Enqueued::Committed)
             }
-            Outcome::Fenced => Ok(Enqueued::Fenced),
+            Outcome::Fenced => {
+                crash_point!("enqueue.fenced");
+                Ok(Enqueued::Fenced)
+            }
             Outcome::Stale => self.read_again().await,
         }
     }
@@ -293,14 +299,15 @@ impl Consumer {
         limit: usize,
     ) -> Result<Vec<Received>, Error> {
         let keyspace = self.etcd.keyspace();
-        let range = keyspace.messages(self.partition, lane, from, Keyspace::SEQ_END);
+        let begin = if left_out!(NoContiguity) { 0 } else { from };
+        let range = keyspace.messages(self.partition, lane, begin, Keyspace::SEQ_END);
         let how =
             RangeRead { limit: Some(limit), page: RECEIVE_PAGE.min(limit), ..RangeRead::default() };
         let listing = self.etcd.range(&range, how).await?;
         let mut messages: Vec<Received> = Vec::with_capacity(listing.entries.len());
         for entry in listing.entries {
             let Key::Message(_, lane, seq, samples) = keyspace.parse(&entry.key)? else { break };
-            if seq != from + messages.len() as u64 {
+            if seq != from + messages.len() as u64 && !left_out!(NoContiguity) {
                 break;
             }
             messages.push(Received { lane, seq, samples, bytes: entry.value });
@@ -328,7 +335,10 @@ impl Consumer {
             );
             commit.advance(&position, to_json(cursor));
             let range = keyspace.messages(self.partition, lane, *from, cursor.next);
-            commit.delete(&range, i64::try_from(cursor.next - from).unwrap_or(i64::MAX));
+            commit.delete(
+                &range,
+                i64::try_from(cursor.next.saturating_sub(*from)).unwrap_or(i64::MAX),
+            );
         }
         for (index, reason) in &intake.dead {
             if let Some(message) = intake.messages.get(*index) {
@@ -349,7 +359,10 @@ impl Consumer {
                 let from = cursor.next;
                 (cursor, from)
             });
-            debug_assert_eq!(cursor.next, message.seq, "messages are contiguous from the cursor");
+            debug_assert!(
+                cursor.next == message.seq || left_out!(NoContiguity),
+                "messages are contiguous from the cursor"
+            );
             cursor.next = message.seq + 1;
             cursor.samples += message.samples;
             if intake.dead.iter().any(|(dead, _)| *dead == index) {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use nexus_common::{
+    crash_point,
     etcd::{Claim, Error},
     keyspace::{ClaimItem, Replay, SourceKind},
     model::Lane,
@@ -98,6 +99,7 @@ impl Shards {
                 Ok(Go::Again) => {}
                 Ok(Go::Ended) | Err(ShardError::Etcd(Error::SessionLost { .. })) => return,
                 Err(ShardError::File(error)) => {
+                    crash_point!("source.changed");
                     tracing::error!(%lane, %error, "the source cannot be read here, leaving it to others");
                     self.sources.shun(&lane.source);
                     return;

@@ -5,9 +5,8 @@ use std::time::Duration;
 use nexus_common::{
     keyspace::{Key, Retired, to_json},
     model::BucketId,
+    testing::{Fleet, truth::assert_settles_to},
 };
-
-use crate::{fleet::Fleet, truth::assert_settles_to};
 
 #[tokio::test]
 async fn the_janitor_tells_of_a_broken_law_once_and_of_its_repair() {

@@ -3,13 +3,11 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
-use nexus_common::testing::eventually;
-use tokio::time::sleep;
-
-use crate::{
-    fleet::Fleet,
+use nexus_common::testing::{
+    Fleet, eventually,
     truth::{Historian, assert_settles_to, audited, held, is_settled, owners},
 };
+use tokio::time::sleep;
 
 /// Between two kills.
 const KILL_EVERY: Duration = Duration::from_millis(700);

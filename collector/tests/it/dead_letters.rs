@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use nexus_common::{etcd::RangeRead, keyspace::Key};
-
-use crate::{
-    fleet::Fleet,
+use nexus_common::testing::{
+    Fleet,
     truth::{assert_same_rows, audited_until, is_settled, rows_of, source_rows, stored_rows},
 };
+
+use nexus_common::{etcd::RangeRead, keyspace::Key};
 
 #[tokio::test]
 async fn a_corrupt_message_is_set_aside_once_and_the_rest_moves_on() {

@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use nexus_common::testing::eventually;
-
-use crate::{
-    fleet::Fleet,
+use nexus_common::testing::{
+    Fleet, eventually,
     truth::{Historian, assert_settles_to, audited, audited_until, held, owners},
 };
 

@@ -5,13 +5,12 @@
 
 mod auditing;
 mod churn;
+mod crash;
 mod dead_letters;
 mod drain;
-mod fleet;
 mod merging;
 mod outage;
 mod pause;
 mod restored;
 mod scaling;
 mod space;
-mod truth;

@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nexus_common::{store::Reader, testing::eventually};
-
-use crate::{
-    fleet::Fleet,
-    truth::{
-        Historian, assert_same_rows, assert_settles_to, audited, audited_until, is_settled,
-        source_rows, stored_rows,
+use nexus_common::{
+    store::Reader,
+    testing::{
+        Fleet, eventually,
+        truth::{
+            Historian, assert_same_rows, assert_settles_to, audited, audited_until, is_settled,
+            source_rows, stored_rows,
+        },
     },
 };
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
-
-use crate::{
-    fleet::Fleet,
+use nexus_common::testing::{
+    Fleet,
     truth::{Historian, assert_settles_to, audited, audited_until, is_settled},
 };
+
+use tokio::time::sleep;
 
 const FLOW: [(&str, &str); 4] = [
     ("LEASE_TTL_SECONDS", "3"),

@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 
 use nexus_common::{
     model::Role,
-    testing::{Proxy, eventually},
+    testing::{
+        Fleet, LOOK, Proxy, eventually,
+        truth::{Historian, assert_settles_to, audited, audited_until, held, is_settled, owners},
+    },
 };
 use tokio::time::sleep;
-
-use crate::{
-    fleet::{Fleet, LOOK},
-    truth::{Historian, assert_settles_to, audited, audited_until, held, is_settled, owners},
-};
 
 /// How long a process goes on while its requests are held: what it is about to write is written.
 const HELD_FOR: Duration = Duration::from_millis(100);

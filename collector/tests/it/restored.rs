@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::{
-    fleet::Fleet,
+use nexus_common::testing::{
+    Fleet,
     truth::{assert_settles_to, audited, audited_until},
 };
 

@@ -2,15 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use nexus_common::testing::TestEtcd;
-use tokio::time::sleep;
-
-use crate::{
-    fleet::{Fleet, LOOK},
+use nexus_common::testing::{
+    Fleet, LOOK, TestEtcd,
     truth::{assert_settles_to, audited, audited_until},
 };
+use tokio::time::sleep;
 
-const QUOTA: u64 = 32 << 20;
+pub(crate) const QUOTA: u64 = 32 << 20;
 /// What somebody else keeps in the same etcd: a little below the 80 % at which streamers pause.
 const JUNK: u64 = QUOTA / 100 * 76;
 
@@ -26,18 +24,6 @@ async fn small_etcd() -> TestEtcd {
         sleep(LOOK).await; // etcd counts what its backend has committed
     }
     server
-}
-
-/// Overwrites one value until etcd takes no more. What it says then counts for nothing.
-fn fill_with_history(etcd: &TestEtcd) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("value");
-    std::fs::write(&file, "x".repeat(1 << 20)).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !etcd.etcdctl(&["alarm", "list"]).contains("NOSPACE") {
-        assert!(Instant::now() < deadline, "no alarm was raised");
-        etcd.try_etcdctl_with(&["put", "/junk"], &file);
-    }
 }
 
 /// Frees what was deleted and overwritten.
@@ -106,7 +92,7 @@ async fn an_etcd_that_ran_out_of_space_is_healed_unattended_and_nothing_is_lost(
     let etcd = fleet.etcd.connect().await;
     let within = Duration::from_secs(20);
     audited_until(&etcd, "data flows", within, |r| r.samples.committed > 2000).await;
-    fill_with_history(&fleet.etcd);
+    fleet.etcd.fill_with_history();
     let raised = Instant::now();
     let before = audited(&etcd).await;
     assert!(before.lanes_done < before.lanes, "all was over before the alarm");

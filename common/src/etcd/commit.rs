@@ -13,6 +13,7 @@ use super::{
     error::{Error, Fate},
 };
 use crate::{
+    crash_point,
     keyspace::KeyRange,
     limits::{TXN_BYTES_MAX, TXN_OPS_MAX},
 };
@@ -73,7 +74,7 @@ impl<'a> Commit<'a> {
     pub fn new(claim: &'a Claim, position: &Position, value: Vec<u8>) -> Self {
         let mut commit = Self {
             claim,
-            compares: vec![claim.guard()],
+            compares: Vec::new(),
             ops: Vec::new(),
             deletes: Vec::new(),
             reads: 0,
@@ -82,6 +83,9 @@ impl<'a> Commit<'a> {
             // Protobuf tags and lengths of one operation, generously.
             key_overhead: 32,
         };
+        if !left_out!(NoClaim) {
+            commit.compares.push(claim.guard());
+        }
         commit.advance(position, value);
         commit
     }
@@ -94,6 +98,9 @@ impl<'a> Commit<'a> {
 
     /// Only if `position` is as seen; it is not written.
     pub fn require_unchanged(&mut self, position: &Position) {
+        if left_out!(NoPosition) {
+            return;
+        }
         self.bytes += position.key.len() + self.key_overhead;
         self.compares.push(Compare::mod_revision(
             position.key.as_str(),
@@ -182,8 +189,12 @@ impl<'a> Commit<'a> {
             if Instant::now() + pause > deadline {
                 return Err(Error::Undecided { attempt, last: Box::new(error) });
             }
+            if error.is_no_space() {
+                crash_point!("txn.no_space");
+            }
             tracing::debug!(error = %error, "unanswered commit, sending it again");
             sleep(pause).await;
+            crash_point!("txn.before_resend");
             pause = (pause * 2).min(Duration::from_secs(2));
         }
     }

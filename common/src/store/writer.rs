@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::reader::StoredBlock;
 use crate::{
+    crash_in_flight, crash_point,
     etcd::{Commit, Error, Etcd, Outcome, Position},
     keyspace::{BlockName, CommitSummary, Key},
     model::{BucketId, ClusterId, HostName, Timestamp},
@@ -56,6 +57,9 @@ impl Writer {
 
     async fn read_floor(&mut self) -> Result<(), Error> {
         if let Some(floor) = read_floor(&self.etcd).await? {
+            if floor != self.floor {
+                crash_point!("commit.floor_moved");
+            }
             self.floor = floor;
         }
         Ok(())
@@ -114,10 +118,12 @@ impl Writer {
         let (mut commit, taken) = consumer.begin(intake, summary);
         self.fill(&mut commit, &names, blocks, &bucket, inputs);
         let started = Instant::now();
-        let outcome = commit.run(&self.etcd).await;
+        crash_point!(op, "before_send");
+        let outcome = crash_in_flight!(op, commit.run(&self.etcd)).await;
         self.metrics.count_txn(op, started, outcome.as_ref());
         match &outcome {
             Ok(done @ Outcome::Committed { .. }) => {
+                crash_point!(op, "applied");
                 consumer.settle(taken, done);
                 let bytes = blocks.iter().map(|b| b.bytes.len() as u64).sum();
                 let samples: u64 = blocks.iter().map(|b| b.samples).sum();
@@ -125,8 +131,11 @@ impl Writer {
                     self.metrics.count_samples(samples, bytes);
                 }
             }
-            Ok(Outcome::Fenced) => {}
+            Ok(Outcome::Fenced) => {
+                crash_point!(op, "fenced");
+            }
             Ok(Outcome::Stale) | Err(_) => {
+                crash_point!(op, "stale");
                 self.read_floor().await?;
                 consumer.read_again().await?;
             }
@@ -143,7 +152,7 @@ impl Writer {
         inputs: &[StoredBlock],
     ) {
         let keyspace = self.etcd.keyspace();
-        if !blocks.is_empty() || !inputs.is_empty() {
+        if (!blocks.is_empty() || !inputs.is_empty()) && !left_out!(NoFloor) {
             // '~' sorts behind every character of a bucket: floor <= bucket.
             commit.require_value_below(&keyspace.key(&Key::Floor), &format!("{bucket}~"));
         }

@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{free_port, life_on};
+use super::{Server, free_port, life_on, program};
 use crate::{
     etcd::{Etcd, EtcdConfig, Security},
     keyspace::Keyspace,
@@ -26,14 +26,32 @@ pub struct TestCluster {
 struct Member {
     client_port: u16,
     peer_port: u16,
+    /// Address it listens on.
+    host: String,
+    /// Command that runs it elsewhere (in another network).
+    by: Vec<String>,
+    /// How often its data was replaced.
+    life: u32,
     child: Option<Child>,
 }
 
 impl TestCluster {
     /// Starts them and waits until they have a leader.
     pub fn start() -> Self {
-        let member = |_| Member { client_port: free_port(), peer_port: free_port(), child: None };
-        let members = (0..MEMBERS).map(member).collect();
+        Self::start_on((0..MEMBERS).map(|_| ("127.0.0.1".to_owned(), Vec::new())))
+    }
+
+    /// The same, each on an address of its own, run by a command that puts it there.
+    pub fn start_on(places: impl IntoIterator<Item = (String, Vec<String>)>) -> Self {
+        let member = |(host, by)| Member {
+            client_port: free_port(),
+            peer_port: free_port(),
+            host,
+            by,
+            life: 0,
+            child: None,
+        };
+        let members = places.into_iter().map(member).collect();
         let mut cluster = Self { members, data: tempfile::tempdir().unwrap() };
         for index in 0..MEMBERS {
             cluster.spawn(index);
@@ -47,14 +65,9 @@ impl TestCluster {
         self.members.len()
     }
 
-    /// URLs of all of them.
-    pub fn endpoints(&self) -> Vec<String> {
-        (0..self.members.len()).map(|index| self.endpoint(index)).collect()
-    }
-
     /// URL of one.
     pub fn endpoint(&self, index: usize) -> String {
-        format!("http://127.0.0.1:{}", self.members[index].client_port)
+        self.members[index].url(self.members[index].client_port)
     }
 
     /// A handle that knows all members.
@@ -102,6 +115,12 @@ impl TestCluster {
         }
     }
 
+    /// Whether every member answers what only a member of a majority can.
+    pub fn all_answer(&self) -> bool {
+        let health = ["endpoint", "health", "--command-timeout=1s"];
+        (0..self.members.len()).all(|index| self.etcdctl(index, &health).is_some())
+    }
+
     /// Kills one without warning; its data stays.
     pub fn kill(&mut self, index: usize) {
         let mut child = self.members[index].child.take().unwrap();
@@ -113,6 +132,42 @@ impl TestCluster {
     pub fn terminate(&mut self, index: usize) {
         self.signal(index, "TERM");
         self.members[index].child.take().unwrap().wait().unwrap();
+    }
+
+    /// Takes the place of one that is lost with its data: the others forget it, and a new member
+    /// with no data joins them on the same ports.
+    pub fn replace(&mut self, index: usize) {
+        let other = (index + 1) % self.members.len();
+        let listed = self.etcdctl(other, &["member", "list"]).expect("a majority lives");
+        let named = |line: &&str| line.contains(&format!(" {}, ", self.name(index)));
+        let id = listed.lines().find(named).and_then(|line| line.split(',').next()).unwrap();
+        self.etcdctl(other, &["member", "remove", id]).expect("the member is removed");
+        let _ = std::fs::remove_dir_all(self.data.path().join(self.name(index)));
+        self.members[index].life += 1;
+        let peer = self.members[index].url(self.members[index].peer_port);
+        let add = ["member", "add", &self.name(index), &format!("--peer-urls={peer}")];
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // The others may not yet know each other well enough to let one more in.
+        while self.etcdctl(other, &add).is_none() {
+            assert!(Instant::now() < deadline, "no member can be added");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        self.restart(index);
+    }
+
+    fn name(&self, index: usize) -> String {
+        match self.members[index].life {
+            0 => format!("member-{index}"),
+            life => format!("member-{index}-{life}"),
+        }
+    }
+
+    /// Starts all that were killed again, and waits until they answer.
+    pub fn restart_all(&mut self) {
+        let gone = |&i: &usize| self.members[i].child.is_none();
+        let gone: Vec<usize> = (0..self.members.len()).filter(gone).collect();
+        gone.iter().for_each(|&index| self.spawn(index));
+        gone.iter().for_each(|&index| self.wait_until_healthy(index));
     }
 
     /// Starts one again on its data, and waits until it answers.
@@ -138,18 +193,25 @@ impl TestCluster {
     }
 
     fn spawn(&mut self, index: usize) {
-        let peer = |m: &Member| format!("http://127.0.0.1:{}", m.peer_port);
-        let name = |i: usize| format!("member-{i}");
-        let all: Vec<String> = self
-            .members
-            .iter()
-            .enumerate()
-            .map(|(i, m)| format!("{}={}", name(i), peer(m)))
+        let peer = |m: &Member| m.url(m.peer_port);
+        let all: Vec<String> = (0..self.members.len())
+            .map(|i| format!("{}={}", self.name(i), peer(&self.members[i])))
             .collect();
-        let (client, peer) = (self.endpoint(index), peer(&self.members[index]));
-        let child = Command::new("etcd")
-            .arg(format!("--name={}", name(index)))
-            .arg(format!("--data-dir={}", self.data.path().join(name(index)).display()))
+        let member = &self.members[index];
+        let (client, peer, name) = (self.endpoint(index), peer(member), self.name(index));
+        let state = if member.life == 0 { "new" } else { "existing" };
+        let mut command = match &member.by[..] {
+            [] => program("etcd"),
+            [by, rest @ ..] => {
+                let mut command = std::process::Command::new(by);
+                command.args(rest).arg(program("etcd").get_program());
+                command
+            }
+        };
+        let child = command
+            .arg(format!("--name={name}"))
+            .arg(format!("--data-dir={}", self.data.path().join(&name).display()))
+            .arg(format!("--initial-cluster-state={state}"))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
@@ -173,7 +235,7 @@ impl TestCluster {
 
     /// What etcdctl says, or nothing if it fails.
     fn etcdctl(&self, index: usize, args: &[&str]) -> Option<String> {
-        let output = Command::new("etcdctl")
+        let output = program("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoint(index)))
             .args(args)
@@ -181,6 +243,18 @@ impl TestCluster {
             .output()
             .expect("etcdctl is needed by the tests: apt-get install etcd-client");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Member {
+    fn url(&self, port: u16) -> String {
+        format!("http://{}:{port}", self.host)
+    }
+}
+
+impl Server for TestCluster {
+    fn endpoints(&self) -> Vec<String> {
+        (0..self.members.len()).map(|index| self.endpoint(index)).collect()
     }
 }
 

@@ -9,13 +9,17 @@
 pub mod chaos;
 pub mod clock;
 mod cluster;
+pub mod digest;
+mod fleet;
 mod memory;
 pub mod mutation;
 mod proxy;
+pub mod truth;
 mod wire;
 
 use std::{
     fs::File,
+    io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -23,9 +27,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 pub use cluster::TestCluster;
+pub use fleet::{Fleet, LOOK};
 pub use memory::{Change, MemoryEtcd};
-pub use proxy::Proxy;
+pub use proxy::{FaultCount, Faults, Proxy};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
@@ -36,6 +42,12 @@ use crate::{
     model::{InstanceId, Role},
     runtime::{CommonArgs, Health, Life, LogFormat, Metrics, Process},
 };
+
+/// An etcd that processes can be started on.
+pub trait Server {
+    /// URLs of its members.
+    fn endpoints(&self) -> Vec<String>;
+}
 
 /// An etcd of our own. Killed when dropped; its data goes with it.
 pub struct TestEtcd {
@@ -100,6 +112,11 @@ impl TestEtcd {
         Self::on_ports(&[], gone.secured.clone(), gone.client_port, free_port())
     }
 
+    /// A channel to it, for something in between. Needs a runtime.
+    pub fn channel(&self) -> WireChannel {
+        wire::to_member(&self.endpoint())
+    }
+
     /// From now on etcdctl is told this name and password.
     pub fn authenticate(&mut self, user: &str) {
         self.secured.etcdctl.push(format!("--user={user}"));
@@ -117,7 +134,7 @@ impl TestEtcd {
         let data = self.data.path().join("data");
         std::fs::remove_dir_all(&data).unwrap();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let restored = Command::new("etcdctl")
+        let restored = program("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["snapshot", "restore", snapshot.to_str().unwrap()])
             .arg(format!("--data-dir={}", data.display()))
@@ -156,7 +173,7 @@ impl TestEtcd {
     }
 
     fn run_etcdctl(&self, args: &[&str], input: Stdio) -> Output {
-        Command::new("etcdctl")
+        program("etcdctl")
             .stdin(input)
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoint()))
@@ -164,6 +181,17 @@ impl TestEtcd {
             .args(args)
             .output()
             .expect("etcdctl is needed by the tests: apt-get install etcd-client")
+    }
+
+    /// Overwrites one value until etcd takes no more. What it says then counts for nothing.
+    pub fn fill_with_history(&self) {
+        let file = self.data.path().join("value");
+        std::fs::write(&file, "x".repeat(1 << 20)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.etcdctl(&["alarm", "list"]).contains("NOSPACE") {
+            assert!(Instant::now() < deadline, "no alarm was raised");
+            self.try_etcdctl_with(&["put", "/junk"], &file);
+        }
     }
 
     /// A handle to it.
@@ -178,7 +206,7 @@ impl TestEtcd {
 
     /// A process of `role` named `name`, with a session of `ttl_seconds`, as `run` would make it.
     pub async fn life(&self, role: Role, name: &str, ttl_seconds: i64) -> Life {
-        live(self.process(role, name, ttl_seconds).await).await
+        live(self.process(role, name, ttl_seconds).await).await.unwrap()
     }
 
     /// A process of `role` without a session.
@@ -189,7 +217,7 @@ impl TestEtcd {
     fn wait_until_healthy(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let healthy = Command::new("etcdctl")
+            let healthy = program("etcdctl")
                 .env("ETCDCTL_API", "3")
                 .arg(format!("--endpoints={}", self.endpoint()))
                 .args(&self.secured.etcdctl)
@@ -207,11 +235,42 @@ impl TestEtcd {
     }
 }
 
+impl Server for TestEtcd {
+    fn endpoints(&self) -> Vec<String> {
+        vec![self.endpoint()]
+    }
+}
+
 impl Drop for TestEtcd {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `etcd` or `etcdctl`: of `NEXUS_ETCD_BIN_DIR`, or the installed one. Says once which it is.
+pub fn program(name: &str) -> Command {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    let folder = std::env::var_os("NEXUS_ETCD_BIN_DIR").map(PathBuf::from);
+    let path = folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+    // Not by a macro: what those print is only shown when a test fails.
+    let tell = || {
+        let _ = writeln!(std::io::stderr(), "tests run on etcd {}", etcd_version());
+    };
+    if name == "etcd" {
+        TOLD.call_once(tell);
+    }
+    Command::new(path)
+}
+
+/// The version of the etcd that tests run on.
+pub fn etcd_version() -> String {
+    let folder = std::env::var_os("NEXUS_ETCD_BIN_DIR").map(PathBuf::from);
+    let path = folder.map_or_else(|| PathBuf::from("etcd"), |folder| folder.join("etcd"));
+    let output = Command::new(&path).arg("--version").output();
+    let said = output.unwrap_or_else(|e| panic!("{}: {e}: make deps", path.display())).stdout;
+    let text = String::from_utf8_lossy(&said).into_owned();
+    text.lines().find_map(|line| line.strip_prefix("etcd Version: ")).unwrap_or("?").to_owned()
 }
 
 /// A port that nobody listened on a moment ago.
@@ -262,18 +321,32 @@ fn process(etcd: Etcd, role: Role, name: &str, ttl_seconds: i64) -> Process {
 
 /// A process of `role` named `name` on `etcd`, with a session of `ttl_seconds`.
 pub async fn life_on(etcd: Etcd, role: Role, name: &str, ttl_seconds: i64) -> Life {
+    try_life_on(etcd, role, name, ttl_seconds).await.unwrap()
+}
+
+/// [`life_on`], where etcd may fail.
+///
+/// # Errors
+/// When the keyspace cannot be entered, or no session be had.
+pub async fn try_life_on(
+    etcd: Etcd,
+    role: Role,
+    name: &str,
+    ttl_seconds: i64,
+) -> anyhow::Result<Life> {
     live(process(etcd, role, name, ttl_seconds)).await
 }
 
 /// Gives a process a session.
-async fn live(process: Process) -> Life {
-    let config: Config = process.enter_keyspace().await.unwrap().unwrap();
+async fn live(process: Process) -> anyhow::Result<Life> {
+    let config: Config = process.enter_keyspace().await?.context("the process was stopped")?;
     let ttl = process.args.lease_ttl_seconds;
     let opened = Session::open(&process.etcd, process.role, process.instance.clone(), ttl).await;
-    Life { process, config, session: Arc::new(opened.unwrap()) }
+    Ok(Life { process, config, session: Arc::new(opened?) })
 }
 
-async fn connect(endpoint: String, request_timeout: Duration) -> Etcd {
+/// A handle to the etcd at an endpoint, that waits at most `request_timeout` for an answer.
+pub async fn connect(endpoint: String, request_timeout: Duration) -> Etcd {
     let keyspace = Keyspace::default();
     let security = Security::default();
     let config = EtcdConfig { endpoints: vec![endpoint], keyspace, request_timeout, security };
@@ -286,7 +359,7 @@ fn url(secured: &Secured, port: u16) -> String {
 
 fn spawn(data: &Path, client: &str, peer_port: u16, flags: &[String]) -> Child {
     let peer = format!("http://127.0.0.1:{peer_port}");
-    Command::new("etcd")
+    program("etcd")
         .arg(format!("--data-dir={}", data.join("data").display()))
         .arg(format!("--listen-client-urls={client}"))
         .arg(format!("--advertise-client-urls={client}"))
