@@ -1,34 +1,79 @@
 // The playground: GraphiQL on this gateway, with questions to begin with.
 const questions = [
-  `# All clusters, hosts and GPUs. Ctrl-Enter runs it; the docs are at the left.
+  `# All clusters, hosts and GPUs.
+# Ctrl-Enter runs it; the docs are at the left.
 query Inventory {
-  clusters { id name totalHosts totalGpus updatedAt hosts(limit: 3) { hostname status gpus { id uuid name status } } }
+  clusters {
+    id
+    totalHosts
+    totalGpus
+    updatedAt
+    hosts(limit: 3) {
+      hostname
+      status
+      gpus { id uuid name status }
+    }
+  }
 }
 `,
   `# The newest values of ten GPUs.
 query Latest {
-  gpus(limit: 10) { id hostname name latest { timestamp gpuUtilization memoryUtilization temperature powerDraw } }
+  gpus(limit: 10) {
+    id
+    hostname
+    latest {
+      timestamp
+      gpuUtilization
+      memoryUtilization
+      temperature
+      powerDraw
+    }
+  }
 }
 `,
-  `# What was measured on three GPUs, page by page.
+  `# What was measured, page by page.
 query Telemetry {
   gpusConnection(first: 3) {
     totalCount
     pageInfo { hasNextPage endCursor }
-    edges { cursor node { uuid telemetry(limit: 4) { timestamp gpuUtilization temperature powerDraw customMetrics } } }
+    edges {
+      node {
+        uuid
+        telemetry(limit: 4) {
+          timestamp
+          gpuUtilization
+          temperature
+          customMetrics
+        }
+      }
+    }
   }
 }
 `,
-  `# What the pipeline holds, and what it reads.
+  `# What the pipeline holds and reads.
 query Pipeline {
-  pipeline { revision samplesAccepted samplesQueued samplesStored rowsRejected blocks bytesStored }
+  pipeline {
+    revision
+    samplesAccepted
+    samplesQueued
+    samplesStored
+    rowsRejected
+    bytesStored
+  }
   sources { id state path shards shardsDone samples }
 }
 `,
-  `# New values as they come. Running it begins, running it again ends it.
+  `# New values as they come.
+# Running it begins, running it again ends it.
 subscription Live {
-  telemetryUpdates(metrics: ["gpu_utilization", "temperature", "power_draw"]) {
-    timestamp hostname gpuId gpuUtilization temperature powerDraw
+  telemetryUpdates(
+    metrics: ["gpu_utilization", "temperature"]
+  ) {
+    timestamp
+    hostname
+    gpuId
+    gpuUtilization
+    temperature
   }
 }
 `,

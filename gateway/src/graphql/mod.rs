@@ -17,6 +17,7 @@ mod query;
 mod scalars;
 mod socket;
 mod subscription;
+mod telemetry;
 mod types;
 
 use async_graphql::Schema;

@@ -9,7 +9,8 @@ use super::{
     limits::FIRST_DEFAULT,
     operation::{Operation, Points, Window, entries, refused},
     scalars::{Count, Time},
-    types::{Gpu, Host, Telemetry},
+    telemetry::Telemetry,
+    types::{Gpu, Host},
 };
 use crate::{
     rest::{GpuSearch, Part, Row, Status, find_gpus, gpu_cursor},

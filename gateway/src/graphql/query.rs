@@ -8,7 +8,8 @@ use super::{
     paging::{self, PointPage, Total},
     pipeline::{Audit, Pipeline, Source},
     scalars::Time,
-    types::{Cluster, Gpu, Host, Telemetry},
+    telemetry::Telemetry,
+    types::{Cluster, Gpu, Host},
 };
 use crate::{
     rest::{GpuSearch, Part, Places, Row, Status, find_gpus, matching},

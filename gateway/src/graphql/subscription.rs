@@ -9,7 +9,7 @@ use tokio::time::interval;
 use super::{
     operation::{metric_names, refused},
     pipeline::Pipeline,
-    types::Telemetry,
+    telemetry::Telemetry,
 };
 use crate::{
     rest::Row,

@@ -43,7 +43,7 @@ async fn a_source_is_read_from_when_it_is_asked_for_stops_when_paused_and_goes_o
     let flags = ["--batch-size", "1", "--backlog-max", "100000"];
     let streamer = case.start(&flags);
     streamer.wait_for_log("session").await;
-    desk.register(&id, file.to_str().unwrap(), Some(100), false).await.unwrap();
+    desk.register(&id, file.to_str().unwrap(), Some(200), false).await.unwrap();
 
     case.audited_until("it is read", |r| r.samples.accepted > 2).await;
     let source = stored(&case, &id).await.unwrap();
