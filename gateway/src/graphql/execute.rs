@@ -13,9 +13,12 @@ use futures_util::stream::BoxStream;
 use serde::Deserialize;
 use serde_json::{Map, json};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
     time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Graph,
@@ -33,6 +36,9 @@ pub(super) const OPERATION_SECONDS_MAX: u64 = 5;
 /// Operations that run at the same time. Each may hold a few ten MiB of answer; the processor has
 /// no use for more.
 pub(super) const OPERATIONS_MAX: usize = 32;
+/// Values from which on an answer is resolved in a thread of its own: below that it takes some
+/// milliseconds.
+const HEAVY_COST: u64 = 5_000;
 /// Errors that are told: each of a few thousand fields may have one.
 const ERRORS_MAX: usize = 50;
 /// How long an operation waits for its turn.
@@ -64,6 +70,8 @@ pub(super) struct Asked {
 pub(super) struct Ready {
     request: Request,
     pub(super) kind: OperationType,
+    /// Values its answer may hold.
+    cost: u64,
 }
 
 /// Why an operation is not run at all.
@@ -90,41 +98,60 @@ impl Service {
         let variables = asked.variables.map(serde_json::Value::Object).unwrap_or_default();
         let variables = Variables::from_json(variables);
         let sizes = self.app.view.snapshot().map(|now| Sizes::of(&now)).unwrap_or_default();
-        weigh(&document, &variables, &sizes).map_err(Invalid::from)?;
+        let cost = weigh(&document, &variables, &sizes).map_err(Invalid::from)?.cost;
         let operation = chosen(&document, asked.operation_name.as_deref())?;
         check_given(operation, &variables)?;
         let kind = operation.ty;
         let mut request = Request::new(asked.query).variables(variables);
         request.operation_name = asked.operation_name;
         request.set_parsed_query(document);
-        Ok(Ready { request, kind })
+        Ok(Ready { request, kind, cost })
     }
 
     /// A turn to run an operation.
     ///
     /// # Errors
     /// When too many run already.
-    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let refused = || {
             let detail =
                 format!("{OPERATIONS_MAX} operations run already, which is the maximum; try again");
             ApiError::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
         };
-        timeout(TURN_WITHIN, self.turns.acquire())
+        timeout(TURN_WITHIN, Arc::clone(&self.turns).acquire_owned())
             .await
             .ok()
             .and_then(Result::ok)
             .ok_or_else(refused)
     }
 
-    /// Runs a query or mutation at one snapshot.
-    pub(super) async fn run(&self, ready: Ready, snapshot: Arc<Snapshot>, grant: Grant) -> Outcome {
+    /// Runs a query or mutation at one snapshot, in a task of its own: `turn` is free again when
+    /// it is done, however slowly whoever asked takes the answer. One with a large answer has a
+    /// thread to itself, since resolving it never pauses.
+    pub(super) async fn run(
+        &self,
+        ready: Ready,
+        snapshot: Arc<Snapshot>,
+        grant: Grant,
+        turn: OwnedSemaphorePermit,
+    ) -> Outcome {
         let operation = Operation::new(self.app.clone(), Arc::clone(&snapshot), grant);
-        let running = self.graph.execute(ready.request.data(operation));
-        let limit = Duration::from_secs(OPERATION_SECONDS_MAX);
-        let mut response = match timeout(limit, running).await {
-            Ok(response) => response,
-            Err(_) => return Outcome::Ran(too_slow()),
+        let (graph, request) = (self.graph.clone(), ready.request.data(operation));
+        let running = async move {
+            let _turn = turn;
+            timeout(Duration::from_secs(OPERATION_SECONDS_MAX), graph.execute(request)).await
+        };
+        let task = if ready.cost > HEAVY_COST {
+            let here = Handle::current();
+            spawn_blocking(move || here.block_on(running))
+        } else {
+            tokio::spawn(running)
+        };
+        // Who goes away before the answer needs none.
+        let mut response = match AbortOnDropHandle::new(task).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(_)) => return Outcome::Ran(failed(too_slow(), "timeout")),
+            Err(_) => return Outcome::Ran(failed("the gateway failed".to_owned(), "internal")),
         };
         response.errors.truncate(ERRORS_MAX);
         if never_ran(&response) {
@@ -182,12 +209,12 @@ fn check_given(operation: &OperationDefinition, variables: &Variables) -> Result
     Ok(())
 }
 
-fn too_slow() -> Response {
-    let said = format!("not answered within {OPERATION_SECONDS_MAX} s, the maximum; ask for less");
-    let mut error = ServerError::new(said, None);
-    let code = error.extensions.get_or_insert_default();
-    code.set("code", "timeout");
-    Response::from_errors(vec![error])
+fn too_slow() -> String {
+    format!("not answered within {OPERATION_SECONDS_MAX} s, the maximum; ask for less")
+}
+
+fn failed(said: String, code: &str) -> Response {
+    Response::from_errors(Invalid::told(said, code).0)
 }
 
 /// Errors of fields have a path; without one the operation itself was refused.

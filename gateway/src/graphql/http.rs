@@ -166,7 +166,7 @@ async fn run(
         let invalid = Invalid::told(said.to_owned(), "subscription");
         return kind.refuse(&invalid);
     }
-    let _turn = match service.turn().await {
+    let turn = match service.turn().await {
         Ok(turn) => turn,
         Err(error) => return error.into_response(),
     };
@@ -174,7 +174,7 @@ async fn run(
         return ApiError::loading().into_response();
     };
     let revision = snapshot.revision;
-    let mut response = match service.run(ready, snapshot, grant).await {
+    let mut response = match service.run(ready, snapshot, grant, turn).await {
         Outcome::Invalid(invalid) => kind.refuse(&invalid),
         Outcome::Ran(response) => kind.answer(StatusCode::OK, &response),
     };

@@ -4,7 +4,7 @@
 //! One task a socket reads, runs and writes in turn, so nothing waits in a queue: a client that
 //! reads slowly is answered slowly, and one that does not read at all is let go.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_graphql::{Response, ServerError, parser::types::OperationType};
 use axum::{
@@ -22,7 +22,10 @@ use futures_util::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::time::{Instant, interval, sleep_until, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, interval, sleep_until, timeout},
+};
 
 use super::execute::{Asked, Invalid, Outcome, Ready, Service, never_ran};
 use crate::{
@@ -41,6 +44,9 @@ const ALIVE_EVERY: Duration = Duration::from_secs(15);
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 /// Operations of one socket at the same time.
 const OPERATIONS_MAX: usize = 32;
+/// Answers to queries of one socket that are made before the ones before them are taken: each may
+/// have some ten MiB.
+const ANSWERS_MAX: usize = 2;
 /// Messages of a client between two signs of life: a hundred a second.
 const MESSAGES_MAX: u32 = 1500;
 /// Largest message of a client, in bytes: the largest operation.
@@ -95,6 +101,8 @@ struct Frame<'a, T> {
 /// What becomes of an operation.
 enum Event {
     Next(Response),
+    /// An answer, and its place among those that wait to be taken.
+    Answer(Response, Option<OwnedSemaphorePermit>),
     Refused(Invalid),
     Complete,
 }
@@ -147,13 +155,16 @@ struct Connection {
     token: Option<String>,
     grant: Option<Grant>,
     running: BTreeMap<String, AbortHandle>,
+    /// Answers that may wait to be taken.
+    answers: Arc<Semaphore>,
     events: SelectAll<BoxStream<'static, (String, Event)>>,
 }
 
 impl Connection {
     fn new(service: Service, socket: WebSocket, token: Option<String>) -> Self {
         let (running, events) = (BTreeMap::new(), SelectAll::new());
-        Self { service, socket, token, grant: None, running, events }
+        let answers = Arc::new(Semaphore::new(ANSWERS_MAX));
+        Self { service, socket, token, grant: None, running, answers, events }
     }
 
     async fn serve(mut self) {
@@ -278,7 +289,7 @@ impl Connection {
                 followed.map(event).chain(stream::iter([Event::Complete])).boxed()
             }
             Ok(ready) => {
-                let ran = run(self.service.clone(), ready, grant);
+                let ran = run(self.service.clone(), ready, grant, Arc::clone(&self.answers));
                 stream::once(ran).flat_map(stream::iter).boxed()
             }
         };
@@ -304,11 +315,12 @@ impl Connection {
             return Ok(());
         }
         match event {
+            Event::Answer(response, _place) => {
+                self.send(&Frame { kind: "next", id: &id, payload: Some(&response) }).await
+            }
             Event::Next(mut response) => {
                 let revision = self.service.app.view.snapshot().map_or(0, |now| now.revision);
-                if !response.extensions.contains_key("revision") {
-                    self.service.stamp(&mut response, revision);
-                }
+                self.service.stamp(&mut response, revision);
                 self.send(&Frame { kind: "next", id: &id, payload: Some(&response) }).await
             }
             Event::Refused(Invalid(errors)) => {
@@ -343,18 +355,19 @@ impl Connection {
 }
 
 /// A query or mutation: one answer.
-async fn run(service: Service, ready: Ready, grant: Grant) -> Vec<Event> {
+async fn run(service: Service, ready: Ready, grant: Grant, answers: Arc<Semaphore>) -> Vec<Event> {
     let refuse =
         |error: ApiError| vec![Event::Refused(Invalid(vec![ServerError::new(error.detail, None)]))];
-    let _turn = match service.turn().await {
+    let place = answers.acquire_owned().await.ok();
+    let turn = match service.turn().await {
         Ok(turn) => turn,
         Err(error) => return refuse(error),
     };
     let Some(snapshot) = service.app.view.snapshot() else {
         return refuse(ApiError::loading());
     };
-    match service.run(ready, snapshot, grant).await {
-        Outcome::Ran(response) => vec![Event::Next(response), Event::Complete],
+    match service.run(ready, snapshot, grant, turn).await {
+        Outcome::Ran(response) => vec![Event::Answer(response, place), Event::Complete],
         Outcome::Invalid(invalid) => vec![Event::Refused(invalid)],
     }
 }
