@@ -14,7 +14,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-etcd35 churn lint fuzz deny bench generate-swagger clean
+	test test-api test-etcd35 churn lint fuzz deny bench bench-api bench-start generate-swagger clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -43,6 +43,8 @@ test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
 	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
 churn: ## Every fault there is on real programs and etcds, measured (minutes; nothing else should run)
 	@scripts/churn.sh long
+test-api: build-nexus ## Ask a gateway all that its document allows (schemathesis, from PyPI)
+	@scripts/test-api.sh
 lint: ## Format, clippy and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
@@ -53,6 +55,10 @@ deny: ## Licences, sources, banned and duplicate crates; builds cargo-deny the f
 	@scripts/deny.sh
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
+bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)
+	@scripts/bench-api.sh
+bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
+	@scripts/bench-start.sh
 generate-swagger: build-nexus ## Write docs/openapi.json from the gateway's routes
 	@$(BIN)/nexus-gateway openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json \
 		|| { rm -f docs/openapi.json.new; exit 1; }

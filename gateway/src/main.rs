@@ -1,7 +1,7 @@
 //! nexus-gateway: serves REST out of etcd.
 
 use nexus_common::runtime::parse_args;
-use nexus_gateway::server::{Cli, Command, run};
+use nexus_gateway::server::{Cli, Command, TokenCommand, new_token, run};
 
 fn main() -> anyhow::Result<()> {
     let cli: Cli = parse_args(std::env::args_os());
@@ -12,6 +12,7 @@ fn main() -> anyhow::Result<()> {
             println!("{}", nexus_gateway::web::document().to_pretty_json()?);
             return Ok(());
         }
+        Some(Command::Token(TokenCommand::New { name, scopes })) => return new_token(name, scopes),
     };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))
 }

@@ -15,6 +15,7 @@ mod query;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use std::{
     sync::{
@@ -41,7 +42,10 @@ pub use fold::{Fold, Lost, PlaceChange, TruthChange};
 pub use meters::Meters;
 pub use points::{Point, PointKey};
 pub use query::{Answer, Query, QueryError, Target, Which};
-pub use snapshot::{Cluster, GpuPlace, GpuState, Host, Latest, QueueTotals, QueuedPart, Snapshot};
+pub use snapshot::{
+    Cluster, GpuPlace, GpuPlaces, GpuState, Host, Latest, QueueTotals, QueuedPart, Snapshot,
+};
+pub use windows::{Agg, Step};
 
 /// A handle to the view, cheap to clone.
 #[derive(Clone)]
