@@ -1,6 +1,7 @@
 //! The gateway: from the store to APIs.
 //!
-//! [`view`] holds what etcd says, at a revision; [`rest`] answers from it; [`web`] is what all
+//! [`view`] holds what etcd says, at a revision; [`rest`] answers from it, [`websocket`]
+//! streams from it; [`web`] is what all
 //! answers have in common (problems, headers, metrics, the OpenAPI document and its pages);
 //! [`auth`] says who may ask, [`tls`] over what; [`server`] puts them together and runs.
 
@@ -11,3 +12,4 @@ pub mod server;
 pub mod tls;
 pub mod view;
 pub mod web;
+pub mod websocket;

@@ -20,7 +20,7 @@ use crate::{
     rest::Instances,
     tls::{Tls, TlsError, TlsFiles},
     view::View,
-    web::{self, Answers, App, HttpMeters, Origin, Origins},
+    web::{self, Answers, App, HttpMeters, Origin, Origins, StreamArgs, Streams},
 };
 
 /// How long running requests may take to end once the process is told to: a little longer than
@@ -122,6 +122,9 @@ pub struct GatewayArgs {
     /// Seconds behind the newest sample of its cluster within which a GPU counts as active
     #[arg(long, env = "ACTIVE_WINDOW_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     pub active_window_seconds: u32,
+    /// Flags of live streams.
+    #[command(flatten)]
+    pub streams: StreamArgs,
 }
 
 fn count(text: &str) -> Result<usize, String> {
@@ -214,6 +217,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         cluster_id: process.args.cluster_id.clone(),
         active_window_ms: i64::from(args.active_window_seconds) * 1000,
         instances: Arc::new(Instances::default()),
+        streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
         stop: process.stop.clone(),
     };
     let stop = process.stop.clone();

@@ -9,10 +9,12 @@ mod params;
 mod resources;
 mod span;
 mod stats;
+mod stream;
 mod telemetry;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(crate) use resources::labelled;
 pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
@@ -58,6 +60,7 @@ pub(crate) fn routes_of_snapshots() -> OpenApiRouter<App> {
         .routes(routes!(telemetry::metrics))
         .routes(routes!(telemetry::of_host_gpu))
         .routes(routes!(telemetry::list))
+        .routes(routes!(stream::stream))
         .routes(routes!(telemetry::latest))
 }
 

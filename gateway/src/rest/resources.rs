@@ -495,7 +495,8 @@ impl Row {
     }
 }
 
-fn labelled(metric: &MetricName, labels: &Labels) -> String {
+/// A series of a metric that has several: `name{label="value"}`.
+pub(crate) fn labelled(metric: &MetricName, labels: &Labels) -> String {
     let pairs: Vec<String> = labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
     format!("{metric}{{{}}}", pairs.join(","))
 }

@@ -8,6 +8,7 @@ mod cache;
 mod driver;
 mod fold;
 mod intake;
+mod live;
 mod load;
 mod meters;
 mod points;
@@ -39,6 +40,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use arrival::{Arrived, Content, HostNews, SeriesNews};
 pub use fold::{Fold, Lost, PlaceChange, TruthChange};
+pub use live::{
+    Gap, GapReason, InventoryChange, LiveEvent, LiveFilter, LiveMeters, LivePoint, Since,
+    Subscription,
+};
 pub use meters::Meters;
 pub use points::{Point, PointKey};
 pub use query::{Answer, Query, QueryError, Target, Which};
@@ -60,6 +65,7 @@ struct Shared {
     heard_ms: AtomicI64,
     cache: Mutex<cache::Cache>,
     queries: Semaphore,
+    live: live::Live,
     meters: Meters,
 }
 
@@ -71,11 +77,6 @@ impl Shared {
     fn heard(&self, at: Instant) {
         let since = at.saturating_duration_since(self.started).as_millis();
         self.heard_ms.fetch_max(i64::try_from(since).unwrap_or(i64::MAX), Relaxed);
-    }
-
-    fn publish(&self, snapshot: Arc<Snapshot>) {
-        self.meters.revision.set(snapshot.revision);
-        self.current.send_replace(Some(snapshot));
     }
 }
 
@@ -94,6 +95,7 @@ impl View {
     /// A view of `etcd`'s keyspace that keeps at most `cache_bytes` of fetched blocks. Empty
     /// until [`View::run`] has loaded it.
     pub fn new(etcd: Etcd, cache_bytes: usize) -> Self {
+        let meters = Meters::default();
         Self(Arc::new(Shared {
             reader: Reader::new(etcd),
             current: watch::Sender::new(None),
@@ -101,7 +103,8 @@ impl View {
             heard_ms: AtomicI64::new(-1),
             cache: Mutex::new(cache::Cache::new(cache_bytes)),
             queries: Semaphore::new(query::QUERIES_MAX),
-            meters: Meters::default(),
+            live: live::Live::new(meters.live.clone()),
+            meters,
         }))
     }
 

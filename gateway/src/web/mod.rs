@@ -7,6 +7,7 @@ mod openapi;
 mod origins;
 mod pages;
 mod problem;
+mod streams;
 
 use std::sync::Arc;
 
@@ -27,8 +28,9 @@ use openapi::Group;
 pub use openapi::document;
 pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
+pub use streams::{Protocol, Stream, StreamArgs, Streams, write_update};
 
-use crate::{auth::Auth, rest, view::View};
+use crate::{auth::Auth, rest, view::View, websocket};
 
 /// What handlers need, cheap to clone.
 #[derive(Clone)]
@@ -57,6 +59,8 @@ pub struct App {
     pub active_window_ms: i64,
     /// Running processes, read on demand.
     pub instances: Arc<rest::Instances>,
+    /// Live streams, bounded.
+    pub streams: Arc<Streams>,
     /// Cancelled when the process drains.
     pub stop: CancellationToken,
 }
@@ -92,7 +96,7 @@ pub fn router(app: App) -> Router {
 /// among the open ones.
 fn groups() -> [(Group, OpenApiRouter<App>); 3] {
     let mut groups = [
-        (Group::Open, rest::open_routes()),
+        (Group::Open, rest::open_routes().merge(websocket::routes())),
         (Group::Guarded, rest::routes()),
         (Group::Kept, rest::routes_of_snapshots()),
     ];

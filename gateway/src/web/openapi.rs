@@ -12,7 +12,6 @@ use utoipa::{
 use utoipa_axum::router::OpenApiRouter;
 
 use super::problem::{PROBLEM_CONTENT_TYPE, Problem};
-use crate::rest;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
