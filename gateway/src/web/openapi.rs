@@ -12,6 +12,7 @@ use utoipa::{
 use utoipa_axum::router::OpenApiRouter;
 
 use super::problem::{PROBLEM_CONTENT_TYPE, Problem};
+use crate::rest;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
