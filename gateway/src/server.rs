@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use nexus_common::{
     model::{InstanceId, Role},
-    runtime::{self, CommonArgs, Life, Process},
+    runtime::{self, Chore, CommonArgs, Life, Process, version},
 };
 use tokio::{task::JoinHandle, time::timeout};
 
@@ -28,7 +28,7 @@ const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "nexus-gateway", version, about = "Serves GPU telemetry out of etcd")]
+#[command(name = "nexus-gateway", version = version(), about = "Serves GPU telemetry out of etcd")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do; without it: run.
@@ -46,6 +46,8 @@ pub enum Command {
     Run(Box<GatewayArgs>),
     /// Print the OpenAPI document as JSON
     Openapi,
+    #[command(flatten)]
+    Chore(Chore),
 }
 
 /// Flags of the gateway.

@@ -1,6 +1,7 @@
 //! What every process has: configuration, logs, metrics, shutdown, a session's life, and a pool
 //! of claimed work.
 
+mod chore;
 mod config;
 mod endpoint;
 mod logging;
@@ -8,6 +9,7 @@ mod metrics;
 mod pool;
 mod process;
 
+pub use chore::{Chore, HealthcheckArgs, version};
 pub use config::{CommonArgs, LogFormat, conclude, parse_args};
 pub use endpoint::{Health, health_routes, serve};
 pub use metrics::{Figures, METRICS_CONTENT_TYPE, Metrics, OpLabel, ResultLabel};
