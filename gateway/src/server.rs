@@ -11,7 +11,9 @@ use anyhow::Context;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nexus_common::{
     model::{InstanceId, Role},
-    runtime::{self, CommonArgs, Connections, ConnectionsMax, Life, Process, ServeOptions},
+    runtime::{
+        self, Chore, CommonArgs, Connections, ConnectionsMax, Life, Process, ServeOptions, version,
+    },
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 
@@ -31,7 +33,7 @@ const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "nexus-gateway", version, about = "Serves GPU telemetry out of etcd")]
+#[command(name = "nexus-gateway", version = version(), about = "Serves GPU telemetry out of etcd")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do; without it: run.
@@ -52,6 +54,8 @@ pub enum Command {
     /// Make tokens for --auth-tokens-file
     #[command(subcommand)]
     Token(TokenCommand),
+    #[command(flatten)]
+    Chore(Chore),
 }
 
 /// What can be done about tokens.
