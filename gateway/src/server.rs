@@ -54,6 +54,7 @@ pub enum Command {
     /// Make tokens for --auth-tokens-file
     #[command(subcommand)]
     Token(TokenCommand),
+    /// What every program can do.
     #[command(flatten)]
     Chore(Chore),
 }
