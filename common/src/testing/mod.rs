@@ -28,7 +28,7 @@ use std::{
 };
 
 pub use cluster::TestCluster;
-pub use fleet::{Fleet, LOOK};
+pub use fleet::{Fleet, LOOK, assert_has_crash_points};
 pub use memory::{Change, MemoryEtcd};
 pub use proxy::{FaultCount, Faults, Proxy};
 use tempfile::TempDir;
