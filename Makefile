@@ -9,12 +9,17 @@ STREAMER_INSTANCES ?= $(INSTANCES)
 COLLECTOR_INSTANCES ?= $(INSTANCES)
 API_GW_INSTANCES ?= $(INSTANCES)
 
+K8S_KNOBS = STREAMER_INSTANCES='$(STREAMER_INSTANCES)' COLLECTOR_INSTANCES='$(COLLECTOR_INSTANCES)' \
+	API_GW_INSTANCES='$(API_GW_INSTANCES)'
+
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-etcd35 churn lint bench generate-swagger clean
+	test test-deploy test-api test-etcd35 churn lint fuzz deny bench bench-api bench-start \
+	generate-swagger dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
+	k8s-status-nexus k8s-logs-nexus k8s-undeploy-nexus k8s-port-forward kind-deploy
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -38,20 +43,35 @@ test: ## All tests; installs etcd and protoc first when they are missing
 	cargo test --workspace
 	@scripts/check.sh
 	@scripts/smoke.sh
+	@scripts/test-deploy.sh
 	@scripts/churn.sh short
 test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
 	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
 churn: ## Every fault there is on real programs and etcds, measured (minutes; nothing else should run)
 	@scripts/churn.sh long
+test-api: build-nexus ## Ask a gateway all that its document allows (schemathesis, from PyPI)
+	@scripts/test-api.sh
 lint: ## Format, clippy and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+fuzz: ## FUZZ_SECONDS (60) for each of FUZZ_TARGETS (csv block samples key)
+	@scripts/fuzz.sh
+deny: ## Licences, sources, banned and duplicate crates; builds cargo-deny the first time
+	@scripts/deny.sh
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
+bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)
+	@scripts/bench-api.sh
+bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
+	@scripts/bench-start.sh
 generate-swagger: build-nexus ## Write docs/openapi.json from the gateway's routes
 	@$(BIN)/nexus-gateway openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json \
 		|| { rm -f docs/openapi.json.new; exit 1; }
+test-deploy: ## Check deploy/ without a cluster: chart, images' recipe, units
+	@scripts/test-deploy.sh
+dist: ## Programs, man pages, completions, units and chart as a tarball, with checksums
+	@scripts/dist.sh
 clean: ## Remove what was built and logged; never what etcd stores
 	@scripts/clean.sh
 
@@ -86,3 +106,21 @@ scale-logs: ## Follow the logs (NAME=collector, NAME=gateway-1, NAME=etcd)
 	@scripts/logs.sh '$(NAME)'
 scale-stop: ## Drain and stop every instance; etcd keeps running
 	@scripts/scale.sh all 0
+
+##@ Containers and Kubernetes (DOCKER_REGISTRY, TAG, NAMESPACE=telemetry-system, and the instance knobs)
+docker-build-nexus: ## Images of the three programs
+	@scripts/docker.sh build
+docker-push-nexus: ## Push them to DOCKER_REGISTRY
+	@scripts/docker.sh push
+k8s-deploy-nexus: ## Install or scale: STREAMER_INSTANCES, COLLECTOR_INSTANCES, API_GW_INSTANCES
+	@$(K8S_KNOBS) scripts/k8s.sh deploy
+k8s-status-nexus: ## Pods, services, volumes
+	@scripts/k8s.sh status
+k8s-logs-nexus: ## Follow the logs (NAME=collector)
+	@NAME='$(NAME)' scripts/k8s.sh logs
+k8s-undeploy-nexus: ## Uninstall; volumes stay
+	@scripts/k8s.sh undeploy
+k8s-port-forward: ## The API at 127.0.0.1:8080
+	@scripts/k8s.sh port-forward
+kind-deploy: ## A kind cluster with images built here
+	@$(K8S_KNOBS) scripts/k8s.sh kind

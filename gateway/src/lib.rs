@@ -1,10 +1,15 @@
 //! The gateway: from the store to APIs.
 //!
-//! [`view`] holds what etcd says, at a revision; [`rest`] answers from it; [`web`] is what all
+//! [`view`] holds what etcd says, at a revision; [`rest`] answers from it, [`websocket`]
+//! streams from it; [`web`] is what all
 //! answers have in common (problems, headers, metrics, the OpenAPI document and its pages);
-//! [`server`] puts them together and runs.
+//! [`auth`] says who may ask, [`tls`] over what; [`server`] puts them together and runs.
 
+pub mod auth;
+mod files;
 pub mod rest;
 pub mod server;
+pub mod tls;
 pub mod view;
 pub mod web;
+pub mod websocket;

@@ -1,17 +1,20 @@
 //! nexus-gateway: serves REST out of etcd.
 
+use clap::CommandFactory;
 use nexus_common::runtime::parse_args;
-use nexus_gateway::server::{Cli, Command, run};
+use nexus_gateway::server::{Cli, Command, TokenCommand, new_token, run};
 
 fn main() -> anyhow::Result<()> {
     let cli: Cli = parse_args(std::env::args_os());
     let args = match cli.command {
         None => cli.run,
         Some(Command::Run(args)) => *args,
+        Some(Command::Chore(chore)) => return chore.run(Cli::command()),
         Some(Command::Openapi) => {
             println!("{}", nexus_gateway::web::document().to_pretty_json()?);
             return Ok(());
         }
+        Some(Command::Token(TokenCommand::New { name, scopes })) => return new_token(name, scopes),
     };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))
 }

@@ -78,8 +78,10 @@ impl FromStr for BlockName {
         if parts.next().is_some() {
             return Err(fail());
         }
+        let (start, tail) = split_signed(tail).ok_or_else(fail)?;
+        let (end, tail) = split_signed(tail).ok_or_else(fail)?;
         let fields: Vec<&str> = tail.split(['-', '.']).collect();
-        let [start, end, partition, commit, ordinal, samples, bytes] = fields[..] else {
+        let [partition, commit, ordinal, samples, bytes] = fields[..] else {
             return Err(fail());
         };
         let millis = |t: &str| {
@@ -99,6 +101,13 @@ impl FromStr for BlockName {
         };
         if name.to_string() == text { Ok(name) } else { Err(fail()) }
     }
+}
+
+/// What stands before and behind the first dash that is no sign: instants before 1970 have one.
+fn split_signed(text: &str) -> Option<(&str, &str)> {
+    let sign = usize::from(text.starts_with('-'));
+    let dash = sign + text.get(sign..)?.find('-')?;
+    Some((text.get(..dash)?, text.get(dash + 1..)?))
 }
 
 /// Every kind of key.
@@ -248,6 +257,8 @@ impl Keyspace {
             let number: u64 = t.parse().map_err(|_| shape())?;
             if format!("{number:0width$}") == t { Ok(number) } else { Err(shape()) }
         };
+        // One digit more would not be listed among the messages of its lane.
+        let seq = |t: &str| number(t, 16).ok().filter(|&n| n < Self::SEQ_END).ok_or_else(shape);
         let lane = |source: &str, shard: &str| -> Result<Lane, KeyError> {
             Ok(Lane { source: source.parse()?, shard: shard.parse()? })
         };
@@ -266,9 +277,9 @@ impl Keyspace {
             ["sources", source] => Key::Source(source.parse()?),
             ["shards", source, shard] => Key::Shard(lane(source, shard)?),
             ["queue", partition, source, shard, tail] => {
-                let (seq, samples) = tail.split_once('-').ok_or_else(shape)?;
-                let (seq, samples) = (number(seq, 16)?, number(samples, 1)?);
-                Key::Message(partition.parse()?, lane(source, shard)?, seq, samples)
+                let (position, samples) = tail.split_once('-').ok_or_else(shape)?;
+                let (position, samples) = (seq(position)?, number(samples, 1)?);
+                Key::Message(partition.parse()?, lane(source, shard)?, position, samples)
             }
             ["cursors", partition, source, shard] => {
                 Key::Cursor(partition.parse()?, lane(source, shard)?)
@@ -281,7 +292,7 @@ impl Keyspace {
             }
             ["retention", "floor"] => Key::Floor,
             ["retention", "retired", bucket] => Key::Retired(bucket.parse().map_err(|_| shape())?),
-            ["dead", source, shard, seq] => Key::Dead(lane(source, shard)?, number(seq, 16)?),
+            ["dead", source, shard, position] => Key::Dead(lane(source, shard)?, seq(position)?),
             _ => return Err(shape()),
         })
     }
@@ -338,9 +349,15 @@ mod tests {
     }
 
     fn block() -> impl Strategy<Value = BlockName> {
-        (id(), id(), 0i64..4_102_444_800_000, 0i64..10_000_000, any::<(u16, u64, u32, u64)>())
-            .prop_map(|(cluster, host, start, length, (partition, commit, ordinal, samples))| {
-                BlockName {
+        (
+            id(),
+            id(),
+            -4_102_444_800_000i64..4_102_444_800_000,
+            0i64..10_000_000,
+            any::<(u16, u64, u32, u64)>(),
+        )
+            .prop_map(
+                |(cluster, host, start, length, (partition, commit, ordinal, samples))| BlockName {
                     bucket: BucketId::holding(Timestamp::from_millis(start).unwrap(), 3600),
                     cluster: ClusterId::new(&cluster).unwrap(),
                     host: HostName::new(&host).unwrap(),
@@ -351,13 +368,13 @@ mod tests {
                     ordinal,
                     samples,
                     bytes: samples / 2,
-                }
-            })
+                },
+            )
     }
 
     fn key() -> impl Strategy<Value = Key> {
         let partition = || any::<u16>().prop_map(PartitionId);
-        let seq = || 0..10_000_000_000_000_000u64;
+        let seq = || 0..Keyspace::SEQ_END;
         let bucket = || {
             (0i64..4_102_444_800_000)
                 .prop_map(|ms| BucketId::holding(Timestamp::from_millis(ms).unwrap(), 60))
@@ -437,6 +454,21 @@ mod tests {
         }
         let bulk = Key::Message(PartitionId(1), lane, 0, 1);
         assert!(!holds(&truth, &bulk) && !holds(&places, &bulk));
+    }
+
+    #[test]
+    fn a_sequence_number_that_no_range_lists_is_refused() {
+        let check = |seq: &str, good: bool| {
+            let (message, dead) =
+                (format!("queue/0001/s/000000/{seq}-1"), format!("dead/s/000000/{seq}"));
+            for path in [message, dead] {
+                let text = format!("/telemetry/{path}");
+                assert_eq!(Keyspace::default().parse(text.as_bytes()).is_ok(), good, "{text}");
+            }
+        };
+        check("9999999999999998", true);
+        check("9999999999999999", false);
+        check("99999999999999990", false);
     }
 
     #[test]

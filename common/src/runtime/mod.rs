@@ -1,15 +1,21 @@
 //! What every process has: configuration, logs, metrics, shutdown, a session's life, and a pool
 //! of claimed work.
 
+mod chore;
 mod config;
 mod endpoint;
 mod logging;
 mod metrics;
 mod pool;
 mod process;
+mod serve;
 
+pub use chore::{Chore, HealthcheckArgs, version};
 pub use config::{CommonArgs, LogFormat, conclude, parse_args};
-pub use endpoint::{Health, health_routes, serve};
+pub use endpoint::{Health, health_routes};
 pub use metrics::{Figures, METRICS_CONTENT_TYPE, Metrics, OpLabel, ResultLabel};
 pub use pool::{Work, work_on};
 pub use process::{Life, Process, run};
+pub use serve::{
+    Connections, ConnectionsMax, HEAD_WITHIN, ServeOptions, TlsOfNow, serve, serve_with,
+};

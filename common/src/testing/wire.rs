@@ -59,3 +59,16 @@ impl Drop for Wire {
         OPEN.lock().unwrap().remove(&self.endpoint);
     }
 }
+
+/// A channel to a member of a real etcd, opened when it is first used.
+pub(super) fn to_member(endpoint: &str) -> WireChannel {
+    let channel = tonic::transport::Endpoint::from_shared(endpoint.to_owned()).unwrap();
+    let carried = tower::service_fn({
+        let channel = channel.connect_lazy();
+        move |request: WireRequest| {
+            let channel = channel.clone();
+            async move { Ok(tower::ServiceExt::oneshot(channel, request).await?) }
+        }
+    });
+    BoxCloneSyncService::new(carried)
+}

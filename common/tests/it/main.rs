@@ -6,6 +6,7 @@
 mod audit;
 mod claim;
 mod commit;
+mod fuzz;
 mod given;
 mod pool;
 mod queue;

@@ -5,3 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod differential;
+mod judge;
+mod mutants;
+mod real;
+mod schedule;
+mod schedules;
+mod workers;

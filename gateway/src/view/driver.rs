@@ -20,6 +20,7 @@ use super::{
     Shared,
     fold::{Fold, Lost, TruthChange},
     intake::{self, Intake, Planned},
+    live::{self, News},
     load,
 };
 
@@ -84,6 +85,8 @@ struct Driver {
     waiting: VecDeque<(i64, Instant, Vec<Change>)>,
     fetching: FuturesOrdered<BoxFuture<'static, Result<Batch, Again>>>,
     held_since: Option<Instant>,
+    /// What subscribers are told with the next snapshot.
+    news: Vec<News>,
     dirty: bool,
     published: Instant,
 }
@@ -106,6 +109,7 @@ impl Driver {
             waiting: VecDeque::new(),
             fetching: FuturesOrdered::new(),
             held_since: None,
+            news: Vec::new(),
             dirty: false,
             published: Instant::now(),
         }
@@ -167,8 +171,11 @@ impl Driver {
         self.waiting.clear();
         self.fetching = FuturesOrdered::new();
         self.held_since = None;
+        self.news.clear();
         self.shared.heard(began);
-        self.publish(fold);
+        self.shared.publish_loaded(Arc::new(fold.now().clone()));
+        self.dirty = false;
+        self.published = Instant::now();
         tracing::info!(
             revision = now.revision,
             blocks = now.block_count(),
@@ -268,6 +275,7 @@ impl Driver {
 
     fn apply(&mut self, fold: &mut Fold, batch: Batch) -> Result<(), Again> {
         if !batch.steps.is_empty() {
+            self.news.extend(live::news(batch.revision, &batch.steps));
             fold.truth(batch.revision, batch.steps)?;
             self.dirty = true;
         }
@@ -280,7 +288,8 @@ impl Driver {
     }
 
     fn publish(&mut self, fold: &Fold) {
-        self.shared.publish(Arc::new(fold.now().clone()));
+        let news = std::mem::take(&mut self.news);
+        self.shared.publish(Arc::new(fold.now().clone()), news);
         self.dirty = false;
         self.published = Instant::now();
     }

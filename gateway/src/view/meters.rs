@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicU64;
 use nexus_common::runtime::Metrics;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
+use super::live::LiveMeters;
+
 /// Counters and gauges of a view.
 #[derive(Debug, Default, Clone)]
 pub struct Meters {
@@ -26,11 +28,14 @@ pub struct Meters {
     pub queued_messages: Gauge,
     /// Their bytes.
     pub queued_bytes: Gauge,
+    /// Subscriptions.
+    pub live: LiveMeters,
 }
 
 impl Meters {
     /// Makes `/metrics` show them.
     pub fn register(&self, metrics: &Metrics) {
+        self.live.register(metrics);
         metrics.with_registry(|r| {
             let view = r.sub_registry_with_prefix("view");
             view.register("reloads", "Loads of the view after the first", self.reloads.clone());

@@ -8,6 +8,7 @@ mod cache;
 mod driver;
 mod fold;
 mod intake;
+mod live;
 mod load;
 mod meters;
 mod points;
@@ -15,6 +16,7 @@ mod query;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use std::{
     sync::{
@@ -38,10 +40,17 @@ use tokio_util::sync::CancellationToken;
 
 pub use arrival::{Arrived, Content, HostNews, SeriesNews};
 pub use fold::{Fold, Lost, PlaceChange, TruthChange};
+pub use live::{
+    Gap, GapReason, InventoryChange, LiveEvent, LiveFilter, LiveMeters, LivePoint, Since,
+    Subscription,
+};
 pub use meters::Meters;
 pub use points::{Point, PointKey};
 pub use query::{Answer, Query, QueryError, Target, Which};
-pub use snapshot::{Cluster, GpuPlace, GpuState, Host, Latest, QueueTotals, QueuedPart, Snapshot};
+pub use snapshot::{
+    Cluster, GpuPlace, GpuPlaces, GpuState, Host, Latest, QueueTotals, QueuedPart, Snapshot,
+};
+pub use windows::{Agg, Step};
 
 /// A handle to the view, cheap to clone.
 #[derive(Clone)]
@@ -56,6 +65,7 @@ struct Shared {
     heard_ms: AtomicI64,
     cache: Mutex<cache::Cache>,
     queries: Semaphore,
+    live: live::Live,
     meters: Meters,
 }
 
@@ -67,11 +77,6 @@ impl Shared {
     fn heard(&self, at: Instant) {
         let since = at.saturating_duration_since(self.started).as_millis();
         self.heard_ms.fetch_max(i64::try_from(since).unwrap_or(i64::MAX), Relaxed);
-    }
-
-    fn publish(&self, snapshot: Arc<Snapshot>) {
-        self.meters.revision.set(snapshot.revision);
-        self.current.send_replace(Some(snapshot));
     }
 }
 
@@ -90,6 +95,7 @@ impl View {
     /// A view of `etcd`'s keyspace that keeps at most `cache_bytes` of fetched blocks. Empty
     /// until [`View::run`] has loaded it.
     pub fn new(etcd: Etcd, cache_bytes: usize) -> Self {
+        let meters = Meters::default();
         Self(Arc::new(Shared {
             reader: Reader::new(etcd),
             current: watch::Sender::new(None),
@@ -97,7 +103,8 @@ impl View {
             heard_ms: AtomicI64::new(-1),
             cache: Mutex::new(cache::Cache::new(cache_bytes)),
             queries: Semaphore::new(query::QUERIES_MAX),
-            meters: Meters::default(),
+            live: live::Live::new(meters.live.clone()),
+            meters,
         }))
     }
 

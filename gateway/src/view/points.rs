@@ -68,6 +68,14 @@ pub(super) struct Bounds {
     pub(super) limit: usize,
 }
 
+impl Bounds {
+    /// Whether a point comes behind where an earlier answer ended.
+    pub(super) fn is_behind_cursor(&self, key: &PointKey) -> bool {
+        let behind = |after: &PointKey| if self.newest { key < after } else { key > after };
+        self.after.as_ref().is_none_or(behind)
+    }
+}
+
 /// The best points so far: never more than the limit.
 #[derive(Debug)]
 pub(super) struct Points {
@@ -157,7 +165,7 @@ impl Points {
         let behind = |one: &PointKey, other: &PointKey| {
             if newest { one < other } else { one > other }
         };
-        if self.bounds.after.as_ref().is_some_and(|after| !behind(&key, after)) {
+        if !self.bounds.is_behind_cursor(&key) {
             return;
         }
         if self.is_full() && self.worst().is_some_and(|worst| behind(&key, worst)) {

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use nexus_common::{
     block::{Block, Section},
     keyspace::BlockName,
-    model::{ClusterId, Gpu, GpuId, HostName},
+    model::{ClusterId, Gpu, GpuId, HostName, HostSamples, MetricName},
 };
 use tokio::time::timeout;
 
@@ -15,6 +15,7 @@ use super::{
     BlockGone, View,
     points::{Bounds, Point, PointKey, Points},
     snapshot::Snapshot,
+    windows::{Step, Windows},
 };
 
 /// Most blocks one query looks into. Small ones that are not merged yet take about a
@@ -74,6 +75,10 @@ pub struct Query {
     pub newest: bool,
     /// Most points.
     pub limit: usize,
+    /// Only these metrics; all without.
+    pub metrics: Option<Arc<BTreeSet<MetricName>>>,
+    /// Puts points together by windows of time.
+    pub step: Option<Step>,
 }
 
 /// The points and where they come from.
@@ -93,6 +98,9 @@ pub enum QueryError {
     /// Too many blocks would have to be read for even one point.
     #[error("more than {BLOCKS_PER_QUERY_MAX} blocks would have to be read for the first row")]
     TooWide,
+    /// Too many samples would have to be held for even one window.
+    #[error("too many samples fall into one window of time")]
+    TooMany,
     /// Blocks went under the query, again and again.
     #[error("the blocks that were needed went while they were read, {TRIES} times")]
     Moving,
@@ -165,13 +173,18 @@ impl View {
         let parts = parts(snapshot, &query);
         let (limit, newest) = (query.limit, query.newest);
         // One more than asked for tells whether there is more.
-        let mut points = Points::new(Bounds {
+        let bounds = Bounds {
             start: query.start,
             end: query.end,
             after: query.after,
             newest,
             limit: limit + 1,
-        });
+        };
+        let mut found = match query.step {
+            None => Found::Points(Points::new(bounds)),
+            Some(step) => Found::Windows(Windows::new(bounds, step)),
+        };
+        let metrics = query.metrics;
         let fetch = |part: Part| async move {
             let sections = match &part.body {
                 Body::Section(section) => Fetched::Sections(vec![section.clone()]),
@@ -184,25 +197,83 @@ impl View {
         let (mut blocks, mut cut) = (0, false);
         while let Some(next) = fetched.next().await {
             let (part, sections) = next.map_err(BlockError::Gone)?;
-            if !points.can_use((&part.cluster, &part.host), part.start, part.end) {
+            let place = (&part.cluster, &part.host);
+            if !found.can_use(place, part.start, part.end) {
+                break;
+            }
+            if found.is_too_wide() {
+                (found, cut) = (found.cut(place, part.start, part.end), true);
                 break;
             }
             blocks += usize::from(matches!(sections, Fetched::Block(_)));
             if blocks > BLOCKS_PER_QUERY_MAX {
                 // What no further block can add to is an answer, if not all that was asked for.
-                points.settle((&part.cluster, &part.host), part.start, part.end);
-                cut = true;
+                (found, cut) = (found.cut(place, part.start, part.end), true);
                 break;
             }
+            let metrics = metrics.clone();
             let decoded = tokio::task::spawn_blocking(move || {
-                decode(&part, sections, &mut points);
-                points
+                decode(&part, sections, metrics.as_deref(), |samples| {
+                    found.add(&part.cluster, part.rank, samples);
+                });
+                found
             });
-            points = decoded.await.map_err(|_| BlockError::Query(QueryError::Decoder))?;
+            found = decoded.await.map_err(|_| BlockError::Query(QueryError::Decoder))?;
         }
-        match points.finish() {
-            points if points.is_empty() && cut => Err(BlockError::Query(QueryError::TooWide)),
+        let too_wide = if found.is_too_wide() || blocks <= BLOCKS_PER_QUERY_MAX {
+            QueryError::TooMany
+        } else {
+            QueryError::TooWide
+        };
+        match found.finish() {
+            points if points.is_empty() && cut => Err(BlockError::Query(too_wide)),
             points => Ok(page(points, limit, newest, cut)),
+        }
+    }
+}
+
+/// What was found so far: points as they are, or windows of them.
+enum Found {
+    Points(Points),
+    Windows(Windows),
+}
+
+impl Found {
+    fn add(&mut self, cluster: &ClusterId, rank: u32, samples: &HostSamples) {
+        match self {
+            Self::Points(points) => points.add(cluster, rank, samples),
+            Self::Windows(windows) => windows.add(cluster, rank, samples),
+        }
+    }
+
+    /// Whether a part between these instants, or one behind it, can still change the answer.
+    fn can_use(&mut self, place: (&ClusterId, &HostName), first: i64, last: i64) -> bool {
+        match self {
+            Self::Points(points) => points.can_use(place, first, last),
+            Self::Windows(windows) => {
+                windows.settle(first, last);
+                !windows.is_full()
+            }
+        }
+    }
+
+    /// Leaves out what that part, or one behind it, may still add to.
+    fn cut(mut self, place: (&ClusterId, &HostName), first: i64, last: i64) -> Self {
+        match &mut self {
+            Self::Points(points) => points.settle(place, first, last),
+            Self::Windows(windows) => windows.cut(),
+        }
+        self
+    }
+
+    fn is_too_wide(&self) -> bool {
+        matches!(self, Self::Windows(windows) if windows.is_too_wide())
+    }
+
+    fn finish(self) -> Vec<Point> {
+        match self {
+            Self::Points(points) => points.finish(),
+            Self::Windows(windows) => windows.finish(),
         }
     }
 }
@@ -262,9 +333,11 @@ fn parts(snapshot: &Snapshot, query: &Query) -> Vec<Part> {
             add(start, end, Body::Section(section.clone()));
         }
     }
+    // A window reaches on from where its point stands.
+    let reach = query.step.map_or(0, |step| step.millis - 1);
     let after = query.after.as_ref().map(|key| key.at);
     if query.newest {
-        parts.retain(|p| after.is_none_or(|at| p.start <= at));
+        parts.retain(|p| after.is_none_or(|at| p.start <= at.saturating_add(reach)));
         parts.sort_by(|a, b| {
             (b.end, &b.cluster, &b.host, b.rank).cmp(&(a.end, &a.cluster, &a.host, a.rank))
         });
@@ -278,7 +351,12 @@ fn parts(snapshot: &Snapshot, query: &Query) -> Vec<Part> {
 }
 
 /// Decodes what is wanted of a part. What cannot be decoded is left out and told.
-fn decode(part: &Part, fetched: Fetched, points: &mut Points) {
+fn decode(
+    part: &Part,
+    fetched: Fetched,
+    metrics: Option<&BTreeSet<MetricName>>,
+    mut found: impl FnMut(&HostSamples),
+) {
     let sections = match fetched {
         Fetched::Sections(sections) => sections,
         Fetched::Block(bytes) => match Block::decode(bytes) {
@@ -289,9 +367,12 @@ fn decode(part: &Part, fetched: Fetched, points: &mut Points) {
             }
         },
     };
+    let wanted = |gpu: Option<&Gpu>, metric: &MetricName| {
+        part.which.wants(gpu) && metrics.is_none_or(|metrics| metrics.contains(metric))
+    };
     for section in sections.iter().filter(|s| *s.host() == part.host) {
-        match section.decode_matching(|gpu, _| part.which.wants(gpu)) {
-            Ok(samples) => points.add(&part.cluster, part.rank, &samples),
+        match section.decode_matching(wanted) {
+            Ok(samples) => found(&samples),
             Err(error) => tracing::error!(host = %part.host, %error, "a section cannot be read"),
         }
     }

@@ -24,7 +24,7 @@ use prometheus_client::{
 };
 
 use super::{
-    App,
+    App, BODY_BYTES_MAX,
     problem::{ApiError, PROBLEM_CONTENT_TYPE},
 };
 
@@ -34,6 +34,11 @@ pub const REVISION: HeaderName = HeaderName::from_static("x-nexus-revision");
 pub const STALENESS: HeaderName = HeaderName::from_static("x-nexus-staleness-ms");
 /// The request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What a page may load: our own files, and the styles and pictures that stand in it.
+const PAGE_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; \
+    img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+/// Asked by whoever decides whether the process is restarted.
+const ALWAYS_ANSWERED: [&str; 3] = ["/livez", "/readyz", "/health"];
 /// Longest a request may take: beyond it a person has given up and a program tries again.
 pub const REQUEST_SECONDS_MAX: u64 = 10;
 
@@ -90,15 +95,20 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
     let snapshot = app.view.snapshot();
     let revision = snapshot.as_ref().map_or(0, |s| s.revision);
     request.extensions_mut().insert(snapshot);
-    let mut response = if has_body(&request) {
-        let detail = "requests to this address must not have a body";
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body", detail).into_response()
+    // Whether the process lives must be told however busy it is.
+    let turn = app.turns.try_acquire();
+    let mut response = if let Some(refused) = body_refused(&request) {
+        refused.into_response()
+    } else if turn.is_err() && !ALWAYS_ANSWERED.contains(&path.as_str()) {
+        let detail = "too many requests at once; try again";
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).into_response()
     } else {
         let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
         let answered = tokio::time::timeout(limit, next.run(request)).await;
         answered.unwrap_or_else(|_| too_slow())
     };
     write_problem(&mut response, &path, &id);
+    protect(&mut response);
     let headers = response.headers_mut();
     headers.entry(REVISION).or_insert(revision.into());
     let staleness = app.view.staleness().map_or(-1, |s| s.as_millis() as i64);
@@ -125,18 +135,42 @@ fn too_slow() -> Response {
 
 /// Turns a panic into a problem; what it said is logged by the panic hook.
 pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
-    let detail = "the gateway failed at this request; the log says more";
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail).into_response()
+    ApiError::internal().into_response()
 }
 
-/// Other methods are refused as such; a route that takes a body will say how much.
-fn has_body(request: &Request) -> bool {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return false;
-    }
+/// A body where none belongs, or one that says it is too large. One that does not say is cut
+/// off where it is read.
+fn body_refused(request: &Request) -> Option<ApiError> {
     let headers = request.headers();
-    headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse().ok());
+    let detail = match *request.method() {
+        Method::GET | Method::HEAD => {
+            let chunked = headers.contains_key(header::TRANSFER_ENCODING);
+            let none = !chunked && length.is_none_or(|length: u64| length == 0);
+            (!none).then(|| "requests to this address must not have a body".to_owned())
+        }
+        _ => {
+            let too_large = length.is_some_and(|length| length > BODY_BYTES_MAX as u64);
+            too_large.then(|| format!("a body has at most {BODY_BYTES_MAX} bytes"))
+        }
+    };
+    detail.map(|detail| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body", detail))
+}
+
+/// What keeps browsers from making more of an answer than it is.
+fn protect(response: &mut Response) {
+    let headers = response.headers_mut();
+    let kind = headers.get(header::CONTENT_TYPE);
+    let page = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+    let mut add = |name: HeaderName, value: &'static str| {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    };
+    add(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    if page {
+        add(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
+        add(header::X_FRAME_OPTIONS, "DENY");
+        add(header::REFERRER_POLICY, "no-referrer");
+    }
 }
 
 /// The caller's id if it looks like one, else one of ours, unique in this process.
@@ -158,8 +192,12 @@ fn write_problem(response: &mut Response, path: &str, id: &str) {
             ApiError::new(status, "not-found", format!("there is nothing at {path}"))
         }
         None if status == StatusCode::METHOD_NOT_ALLOWED => {
-            let detail = "only GET and HEAD are allowed here";
+            let detail = "this method is not allowed here; the allow header says which are";
             ApiError::new(status, "method-not-allowed", detail)
+        }
+        None if status == StatusCode::PAYLOAD_TOO_LARGE => {
+            let detail = format!("a body has at most {BODY_BYTES_MAX} bytes");
+            ApiError::new(status, "body", detail)
         }
         None => return,
     };
@@ -167,7 +205,10 @@ fn write_problem(response: &mut Response, path: &str, id: &str) {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_CONTENT_TYPE));
     headers.remove(header::CONTENT_LENGTH);
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = error.retry_after {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
 }

@@ -7,7 +7,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::view::QueryError;
+use crate::{auth::Refused, view::QueryError};
 
 /// Content type of a problem.
 pub const PROBLEM_CONTENT_TYPE: &str = "application/problem+json";
@@ -18,6 +18,7 @@ pub const PROBLEM_CONTENT_TYPE: &str = "application/problem+json";
     "type": "urn:nexus:problem:bad-parameter",
     "title": "Bad Request",
     "status": 400,
+    "code": "bad-parameter",
     "detail": "start_time: \"yesterday\" is not an RFC 3339 time such as 2025-07-18T20:42:34Z",
     "instance": "/api/v1/telemetry",
     "success": false,
@@ -34,6 +35,8 @@ pub struct Problem {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
+    /// Which kind of problem: the last word of `type`. Stable, for programs.
+    pub code: String,
     /// What is wrong with this request.
     pub detail: String,
     /// The path that was asked.
@@ -63,12 +66,16 @@ pub struct ApiError {
     pub detail: String,
     /// The parameter that is wrong, and what it may be.
     pub parameter: Option<(String, String)>,
+    /// Seconds after which to come again: a `Retry-After` header.
+    pub retry_after: Option<u64>,
 }
 
 impl ApiError {
     /// Any problem.
     pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, kind, detail: detail.into(), parameter: None }
+        // What is not to be had now may be in a moment.
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+        Self { status, kind, detail: detail.into(), parameter: None, retry_after }
     }
 
     /// Something that is not known.
@@ -91,6 +98,12 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "loading", detail)
     }
 
+    /// Something of ours failed; the log says what.
+    pub fn internal() -> Self {
+        let detail = "the gateway failed at this request; the log says more";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    }
+
     /// As a problem of one request.
     pub fn problem(&self, path: &str, request_id: &str) -> Problem {
         let (parameter, allowed) = self.parameter.clone().unzip();
@@ -98,6 +111,7 @@ impl ApiError {
             kind: format!("urn:nexus:problem:{}", self.kind),
             title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status.as_u16(),
+            code: self.kind.to_owned(),
             detail: self.detail.clone(),
             instance: path.to_owned(),
             success: false,
@@ -109,15 +123,35 @@ impl ApiError {
     }
 }
 
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown => {
+                Self::new(StatusCode::UNAUTHORIZED, "unauthorized", refused.to_string())
+            }
+            Refused::Beyond => Self::new(StatusCode::FORBIDDEN, "forbidden", refused.to_string()),
+            Refused::TooMany { after } => {
+                let retry_after = Some(after.as_secs() + 1);
+                let error =
+                    Self::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", refused.to_string());
+                Self { retry_after, ..error }
+            }
+        }
+    }
+}
+
 impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
         let (status, kind) = match &error {
-            QueryError::TooWide => (StatusCode::UNPROCESSABLE_ENTITY, "too-wide"),
+            QueryError::TooWide | QueryError::TooMany => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "too-wide")
+            }
             QueryError::Moving => (StatusCode::SERVICE_UNAVAILABLE, "moving"),
             QueryError::Etcd(_) => (StatusCode::SERVICE_UNAVAILABLE, "etcd"),
             QueryError::Decoder => (StatusCode::INTERNAL_SERVER_ERROR, "decoder"),
         };
         let advice = match &error {
+            QueryError::TooMany => "; name fewer places or metrics, or a shorter step",
             QueryError::TooWide => "; narrow start_time and end_time, or name a host",
             QueryError::Moving | QueryError::Etcd(_) => "; try again",
             QueryError::Decoder => "",

@@ -3,11 +3,16 @@
 // Tests may panic, and so may what they are built of.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod consistency;
 mod document;
 mod errors;
+mod hostile;
+mod live;
 mod outage;
 mod pipeline;
 mod routes;
 mod rows;
+mod selection;
 mod serve;
+mod websocket;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use clap::Parser;
 use nexus_common::{
     etcd::Etcd,
     model::Role,
@@ -46,7 +47,8 @@ impl Gateway {
         Self::start_unloaded(etcd, name).await.loaded().await
     }
 
-    async fn loaded(self) -> Self {
+    /// Waits until its view is loaded.
+    pub(crate) async fn loaded(self) -> Self {
         let loaded = || async { self.view().snapshot().is_some() };
         eventually("the view is loaded", Duration::from_secs(10), loaded).await;
         self
@@ -64,14 +66,20 @@ impl Gateway {
     }
 
     async fn of(process: Process) -> Self {
-        let args = GatewayArgs {
-            common: (*process.args).clone(),
-            gateway_id: None,
-            listen: ([127, 0, 0, 1], 0).into(),
-            port: None,
-            cache_bytes: 1 << 20,
-            active_window_seconds: 300,
-        };
+        Self::with(process, |_| {}).await
+    }
+
+    /// With other flags than usual.
+    pub(crate) async fn with(process: Process, change: impl FnOnce(&mut GatewayArgs)) -> Self {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: GatewayArgs,
+        }
+        let mut args = Line::parse_from(["gateway", "--listen", "127.0.0.1:0"]).args;
+        args.common = (*process.args).clone();
+        (args.cache_bytes, args.port) = (1 << 20, None);
+        change(&mut args);
         let serving = start(&process, &args).await.unwrap();
         Self { serving, process }
     }
@@ -121,7 +129,8 @@ impl Gateway {
                 headers: headers
                     .map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned()))
                     .collect(),
-                text: response.body_mut().read_to_string().unwrap(),
+                text: String::from_utf8_lossy(&response.body_mut().read_to_vec().unwrap())
+                    .into_owned(),
             }
         };
         tokio::task::spawn_blocking(call).await.unwrap()

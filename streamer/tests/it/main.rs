@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // tests may
 
+mod fuzz;
 mod input;
 mod process;
 mod refusal;

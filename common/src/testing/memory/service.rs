@@ -154,7 +154,7 @@ impl MemoryEtcd {
     ) {
         let mut state = self.state();
         let header = state.mvcc.header();
-        let answer = PbWatchResponse { header: Some(header.clone()), ..Default::default() };
+        let answer = PbWatchResponse { header: Some(header), ..Default::default() };
         match request.request_union {
             Some(PbWatchRequestUnion::CreateRequest(create)) => {
                 let watch_id = *next_id;
