@@ -12,7 +12,7 @@ use nexus_common::{
     keyspace::Key,
     model::{BucketId, Role, Timestamp},
     testing::{
-        Fleet, LOOK, Proxy, TestEtcd,
+        Fleet, LOOK, Proxy, TestEtcd, assert_has_crash_points,
         truth::{
             Historian, assert_settles_to, audited, audited_until, held, is_settled, owners,
             source_rows,
@@ -227,6 +227,7 @@ async fn touch(etcd: &nexus_common::etcd::Etcd) {
 }
 
 async fn check_all(role: Role, cases: &[(&'static str, u32, By)]) {
+    assert_has_crash_points(role);
     let run = |&(point, nth, by): &(&'static str, u32, By)| check(role, point, nth, by);
     stream::iter(cases.iter().map(run)).for_each_concurrent(AT_ONCE, |case| case).await;
 }

@@ -95,7 +95,10 @@ fn wide(lines: Lines, columns: &[&str], first: usize, host: usize, uuid: usize) 
             known.insert(fields[uuid].to_owned(), columns[first..].iter().map(of).collect());
         }
         for (series, value) in known[fields[uuid]].iter().zip(&fields[first..]) {
-            digest.add(*series, time.1, value.parse().unwrap());
+            // What is empty was not measured.
+            if !value.is_empty() {
+                digest.add(*series, time.1, value.parse().unwrap());
+            }
         }
     }
     digest

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::report::Report;
 
+/// Writes that make a lane or partition a steady one.
+const STEADY: usize = 3;
 /// For anything that must happen.
 pub(crate) const WITHIN: Duration = Duration::from_secs(90);
 
@@ -165,10 +167,13 @@ impl Pulse {
         Self { beats, stop }
     }
 
-    /// Those that beat within `window` before `at`.
+    /// Those that beat steadily within `window` before `at`: one that beats once may be a merge,
+    /// of which there is none for a long time.
     pub(crate) fn alive_at(&self, at: Instant, window: Duration) -> Vec<Vec<u8>> {
         let beats = self.beats.lock().unwrap();
-        let recent = |list: &[Instant]| list.iter().any(|b| *b <= at && *b + window >= at);
+        let recent = |list: &[Instant]| {
+            list.iter().filter(|b| **b <= at && **b + window >= at).count() >= STEADY
+        };
         beats.iter().filter(|(_, list)| recent(list)).map(|(key, _)| key.clone()).collect()
     }
 
