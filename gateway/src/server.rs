@@ -20,7 +20,7 @@ use crate::{
     rest::Instances,
     tls::{Tls, TlsError, TlsFiles},
     view::View,
-    web::{self, Answers, App, HttpMeters, Origin, Origins},
+    web::{self, Answers, App, AppParts, HttpMeters, Origin, Origins},
 };
 
 /// How long running requests may take to end once the process is told to: a little longer than
@@ -201,7 +201,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         of_one: args.connections_per_address_max,
     });
     connections.register(&process.metrics);
-    let app = App {
+    let app = App::from(AppParts {
         view: view.clone(),
         metrics: Arc::clone(&process.metrics),
         health: Arc::clone(&process.health),
@@ -215,7 +215,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         active_window_ms: i64::from(args.active_window_seconds) * 1000,
         instances: Arc::new(Instances::default()),
         stop: process.stop.clone(),
-    };
+    });
     let stop = process.stop.clone();
     let options = ServeOptions { tls: tls.as_ref().map(Tls::of_now), connections };
     let router = web::router(app);

@@ -8,7 +8,7 @@ mod origins;
 mod pages;
 mod problem;
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state};
 use nexus_common::{
@@ -30,9 +30,26 @@ pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
 
 use crate::{auth::Auth, rest, view::View};
 
-/// What handlers need, cheap to clone.
+/// What handlers need. Each layer takes a clone for each request, so all of it is behind one count.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<AppParts>);
+
+impl Deref for App {
+    type Target = AppParts;
+
+    fn deref(&self) -> &AppParts {
+        &self.0
+    }
+}
+
+impl From<AppParts> for App {
+    fn from(parts: AppParts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+/// What an [`App`] holds.
+pub struct AppParts {
     /// Where answers come from.
     pub view: View,
     /// The process' metrics.
