@@ -22,7 +22,7 @@ use crate::{
     rest::Instances,
     tls::{Tls, TlsError, TlsFiles},
     view::View,
-    web::{self, Answers, App, HttpMeters, Origin, Origins, StreamArgs, Streams},
+    web::{self, Answers, App, AppParts, HttpMeters, Origin, Origins, StreamArgs, Streams},
 };
 
 /// How long running requests may take to end once the process is told to: a little longer than
@@ -209,7 +209,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         of_one: args.connections_per_address_max,
     });
     connections.register(&process.metrics);
-    let app = App {
+    let app = App::from(AppParts {
         view: view.clone(),
         metrics: Arc::clone(&process.metrics),
         health: Arc::clone(&process.health),
@@ -224,7 +224,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         instances: Arc::new(Instances::default()),
         streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
         stop: process.stop.clone(),
-    };
+    });
     let stop = process.stop.clone();
     let options = ServeOptions { tls: tls.as_ref().map(Tls::of_now), connections };
     let router = web::router(app);
