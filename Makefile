@@ -17,7 +17,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-deploy test-api test-etcd35 churn lint fuzz deny bench bench-api bench-start \
+	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-start \
 	generate-swagger dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
 	k8s-status-nexus k8s-logs-nexus k8s-undeploy-nexus k8s-port-forward kind-deploy
 
@@ -51,6 +51,8 @@ churn: ## Every fault there is on real programs and etcds, measured (minutes; no
 	@scripts/churn.sh long
 test-api: build-nexus ## Ask a gateway all that its document allows (schemathesis, from PyPI)
 	@scripts/test-api.sh
+audit-graphql: ## Ask a running gateway what GraphQL over HTTP demands (graphql-http, from npm)
+	@scripts/audit-graphql.sh
 lint: ## Format, clippy and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
@@ -65,9 +67,11 @@ bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from
 	@scripts/bench-api.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
 	@scripts/bench-start.sh
-generate-swagger: build-nexus ## Write docs/openapi.json from the gateway's routes
+generate-swagger: build-nexus ## Write docs/openapi.json and docs/schema.graphql from the gateway
 	@$(BIN)/nexus-gateway openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json \
 		|| { rm -f docs/openapi.json.new; exit 1; }
+	@$(BIN)/nexus-gateway schema > docs/schema.graphql.new && mv docs/schema.graphql.new docs/schema.graphql \
+		|| { rm -f docs/schema.graphql.new; exit 1; }
 test-deploy: ## Check deploy/ without a cluster: chart, images' recipe, units
 	@scripts/test-deploy.sh
 dist: ## Programs, man pages, completions, units and chart as a tarball, with checksums

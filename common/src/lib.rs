@@ -29,6 +29,7 @@ pub mod limits;
 pub mod model;
 pub mod queue;
 pub mod runtime;
+pub mod sources;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -1,12 +1,13 @@
 //! The gateway: from the store to APIs.
 //!
-//! [`view`] holds what etcd says, at a revision; [`rest`] answers from it, [`websocket`]
-//! streams from it; [`web`] is what all
+//! [`view`] holds what etcd says, at a revision; [`rest`] and [`graphql`] answer from
+//! it, [`websocket`] streams from it; [`web`] is what all
 //! answers have in common (problems, headers, metrics, the OpenAPI document and its pages);
 //! [`auth`] says who may ask, [`tls`] over what; [`server`] puts them together and runs.
 
 pub mod auth;
 mod files;
+pub mod graphql;
 pub mod rest;
 pub mod server;
 pub mod tls;

@@ -14,6 +14,10 @@ fn main() -> anyhow::Result<()> {
             println!("{}", nexus_gateway::web::document().to_pretty_json()?);
             return Ok(());
         }
+        Some(Command::Schema) => {
+            print!("{}", nexus_gateway::graphql::schema());
+            return Ok(());
+        }
         Some(Command::Token(TokenCommand::New { name, scopes })) => return new_token(name, scopes),
     };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))

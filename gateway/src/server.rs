@@ -51,6 +51,8 @@ pub enum Command {
     Run(Box<GatewayArgs>),
     /// Print the OpenAPI document as JSON
     Openapi,
+    /// Print the GraphQL schema
+    Schema,
     /// Make tokens for --auth-tokens-file
     #[command(subcommand)]
     Token(TokenCommand),
@@ -95,6 +97,9 @@ pub struct GatewayArgs {
     /// Requests a second that one token is good for, twice as many at once; 0 for any number
     #[arg(long, env = "RATE_LIMIT_PER_SECOND", default_value_t = 1000)]
     pub rate_limit_per_second: u32,
+    /// Whether to serve /graphql, its playground and /graphql/ws
+    #[arg(long, env = "ENABLE_GRAPHQL", num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
+    pub enable_graphql: bool,
     /// PEM of the certificate to serve TLS with, and of those that lead to its authority. Read
     /// again when it changes
     #[arg(long, env = "TLS_CERT_FILE", value_name = "FILE", requires = "tls_key_file")]
@@ -222,6 +227,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         cluster_id: process.args.cluster_id.clone(),
         active_window_ms: i64::from(args.active_window_seconds) * 1000,
         instances: Arc::new(Instances::default()),
+        graphql: args.enable_graphql,
         streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
         stop: process.stop.clone(),
     });

@@ -4,6 +4,7 @@
 //! it with.
 
 pub mod args;
+mod cut;
 pub mod generate;
 mod prepare;
 mod register;

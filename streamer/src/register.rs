@@ -6,7 +6,9 @@ use std::{ops::Range, time::Duration};
 use anyhow::Context;
 use nexus_common::{
     etcd::{Claim, Error, Etcd},
-    keyspace::{ClaimItem, FileRange, Key, Progress, Replay, Source, SourceKind, to_json},
+    keyspace::{
+        ClaimItem, FileRange, Key, Progress, Replay, Source, SourceKind, from_json, to_json,
+    },
     limits::TXN_OPS_MAX,
     model::{Lane, ShardId, SourceId, Timestamp},
     runtime::Life,
@@ -63,8 +65,9 @@ impl Registration {
         let key = etcd.keyspace().key(&Key::Source(self.source.clone()));
         let path = self.file.path.display().to_string();
         while !life.process.stop.is_cancelled() {
-            if etcd.get(&key).await?.is_some() {
-                tracing::info!(source = %self.source, path, "going on with a registered source");
+            if let Some(entry) = etcd.get(&key).await? {
+                let paused = from_json::<Source>(&entry.key, &entry.value).is_ok_and(|s| s.paused);
+                tracing::info!(source = %self.source, path, paused, "going on with a registered source");
                 return Ok(());
             }
             let item = ClaimItem::Source(self.source.clone());
@@ -80,22 +83,9 @@ impl Registration {
     }
 
     async fn create(self, etcd: &Etcd, key: String, path: String) -> anyhow::Result<()> {
-        let keyspace = etcd.keyspace();
-        let now = Timestamp::now();
         let (file, paced) = (self.file.clone(), self.replay.is_some());
         let ranges = spawn_blocking(move || shards(&file, paced)).await??;
-        let shard_keys: Vec<_> = ranges
-            .iter()
-            .enumerate()
-            .map(|(i, range)| {
-                let lane = Lane { source: self.source.clone(), shard: ShardId(i as u32) };
-                let range = FileRange { start: range.start, end: range.end };
-                (keyspace.key(&Key::Shard(lane)), to_json(&Progress::untouched(range, now)))
-            })
-            .collect();
-        for part in shard_keys.chunks(TXN_OPS_MAX) {
-            create_missing(etcd, part).await?;
-        }
+        create_shards(etcd, &self.source, &ranges).await?;
         let source = Source {
             kind: SourceKind::Csv {
                 path: path.clone(),
@@ -104,7 +94,8 @@ impl Registration {
                 replay: self.replay,
             },
             shards: ranges.len() as u32,
-            created_at: now,
+            created_at: Timestamp::now(),
+            paused: false,
         };
         if etcd.create(&[(key, to_json(&source))]).await? {
             tracing::info!(source = %self.source, path, shards = ranges.len(), "source registered");
@@ -116,6 +107,28 @@ impl Registration {
 /// The identity of a file as it stands in its source.
 pub(crate) fn fingerprint(identity: &FileIdentity) -> String {
     format!("{:016x}-{:016x}", identity.head_hash, identity.tail_hash)
+}
+
+/// Makes sure that all shards of a source are there, each as nobody has read it yet or as it is.
+pub(crate) async fn create_shards(
+    etcd: &Etcd,
+    source: &SourceId,
+    ranges: &[Range<u64>],
+) -> Result<(), Error> {
+    let (keyspace, now) = (etcd.keyspace(), Timestamp::now());
+    let shard_keys: Vec<_> = ranges
+        .iter()
+        .enumerate()
+        .map(|(i, range)| {
+            let lane = Lane { source: source.clone(), shard: ShardId(i as u32) };
+            let range = FileRange { start: range.start, end: range.end };
+            (keyspace.key(&Key::Shard(lane)), to_json(&Progress::untouched(range, now)))
+        })
+        .collect();
+    for part in shard_keys.chunks(TXN_OPS_MAX) {
+        create_missing(etcd, part).await?;
+    }
+    Ok(())
 }
 
 /// All of them, or, where some exist, the others one by one.
@@ -130,7 +143,7 @@ async fn create_missing(etcd: &Etcd, entries: &[(String, Vec<u8>)]) -> Result<()
 
 /// A replay follows time through the whole file, so it is not cut: shards of one file would
 /// take turns anyway.
-fn shards(file: &CsvFile, paced: bool) -> anyhow::Result<Vec<Range<u64>>> {
+pub(crate) fn shards(file: &CsvFile, paced: bool) -> anyhow::Result<Vec<Range<u64>>> {
     let bytes = file.identity.bytes;
     if paced {
         return Ok(std::iter::once(file.header_end..bytes).collect());
@@ -139,7 +152,8 @@ fn shards(file: &CsvFile, paced: bool) -> anyhow::Result<Vec<Range<u64>>> {
     Ok(file.shards(largest)?)
 }
 
-fn replay(file: &CsvFile, speed_milli: u64, looped: bool) -> anyhow::Result<Replay> {
+/// How a file is replayed: from now on, and from its first instant.
+pub(crate) fn replay(file: &CsvFile, speed_milli: u64, looped: bool) -> anyhow::Result<Replay> {
     let path = file.path.display();
     let (first, last) =
         file.span()?.with_context(|| format!("{path}: no row has a time to replay by"))?;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Args,
+    cut::cut_declared,
     register::Registration,
     shard::{Shards, Told},
     sources::Sources,
@@ -67,6 +68,7 @@ async fn stream(
     tokio::select! {
         () = work_on(&life, "claims/shards/", sources.items(), work) => {}
         () = watch_fill(&life, args.etcd_quota_bytes, &full) => {}
+        () = cut_declared(&life, &sources) => {}
     }
     Ok(())
 }

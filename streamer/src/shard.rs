@@ -130,7 +130,9 @@ impl Shards {
         mut gone: std::pin::Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Go, ShardError> {
         let Some(source) = self.sources.get(&lane.source) else { return Ok(Go::Ended) };
-        let SourceKind::Csv { path, bytes, fingerprint, replay } = source.kind;
+        let SourceKind::Csv { path, bytes, fingerprint, replay } = source.kind else {
+            return Ok(Go::Ended);
+        };
         // A paced shard mostly sleeps, and must not keep others from running.
         let _permit = if replay.is_none() {
             tokio::select! {
@@ -289,7 +291,7 @@ impl Shards {
 }
 
 /// Opens the file if it still is the one that was registered.
-fn open_same(path: &Path, bytes: u64, registered: &str) -> Result<CsvFile, FileError> {
+pub(crate) fn open_same(path: &Path, bytes: u64, registered: &str) -> Result<CsvFile, FileError> {
     let file = CsvFile::open(path)?;
     if file.identity.bytes == bytes && fingerprint(&file.identity) == registered {
         Ok(file)

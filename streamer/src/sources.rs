@@ -8,7 +8,7 @@ use std::{
 
 use nexus_common::{
     etcd::{Change, Entry, Event, follow},
-    keyspace::{ClaimItem, Key, Keyspace, Progress, Source, from_json},
+    keyspace::{ClaimItem, Key, Keyspace, Progress, Source, SourceKind, from_json},
     model::{Lane, SourceId},
     runtime::Life,
 };
@@ -24,12 +24,16 @@ const SHUN_FOR: Duration = Duration::from_secs(30);
 pub(crate) struct Sources {
     known: Mutex<Known>,
     items: watch::Sender<BTreeSet<ClaimItem>>,
+    uncut: watch::Sender<BTreeSet<SourceId>>,
 }
 
 #[derive(Default)]
 struct Known {
     sources: BTreeMap<SourceId, Source>,
     unfinished: BTreeSet<Lane>,
+    finished: BTreeSet<Lane>,
+    /// Sources that have all their shards, so that nobody counts these again.
+    whole: BTreeSet<SourceId>,
     shunned: HashMap<SourceId, Instant>,
 }
 
@@ -39,6 +43,7 @@ impl Sources {
         let sources = Arc::new(Self {
             known: Mutex::new(Known::default()),
             items: watch::Sender::new(BTreeSet::new()),
+            uncut: watch::Sender::new(BTreeSet::new()),
         });
         let (tell, mut events) = mpsc::channel(64);
         let keyspace = life.process.etcd.keyspace().clone();
@@ -69,6 +74,11 @@ impl Sources {
         self.items.subscribe()
     }
 
+    /// Sources whose shards are not all there.
+    pub(crate) fn uncut(&self) -> watch::Receiver<BTreeSet<SourceId>> {
+        self.uncut.subscribe()
+    }
+
     /// What a source reads.
     pub(crate) fn get(&self, source: &SourceId) -> Option<Source> {
         self.known.lock().ok().and_then(|known| known.sources.get(source).cloned())
@@ -88,6 +98,8 @@ impl Sources {
             Event::Snapshot { entries, .. } => {
                 known.sources.clear();
                 known.unfinished.clear();
+                known.finished.clear();
+                known.whole.clear();
                 entries.iter().for_each(|entry| known.put(keyspace, entry));
             }
             Event::Changes { changes, .. } => {
@@ -108,20 +120,44 @@ impl Sources {
         let Ok(mut known) = self.known.lock() else { return };
         let now = Instant::now();
         known.shunned.retain(|_, until| *until > now);
-        let open = |lane: &&Lane| {
-            known.sources.contains_key(&lane.source) && !known.shunned.contains_key(&lane.source)
-        };
-        let items: BTreeSet<ClaimItem> =
-            known.unfinished.iter().filter(open).cloned().map(ClaimItem::Shard).collect();
-        self.items.send_if_modified(|old| {
-            let changed = *old != items;
-            *old = items;
-            changed
-        });
+        replace(&self.items, known.items());
+        replace(&self.uncut, known.uncut());
     }
 }
 
+fn replace<T: PartialEq>(told: &watch::Sender<T>, now: T) {
+    told.send_if_modified(|old| {
+        let changed = *old != now;
+        *old = now;
+        changed
+    });
+}
+
 impl Known {
+    /// Whether a source shall be read, and by us. One that is paused, or gone, is left: its shards
+    /// are given back after the message in hand.
+    fn is_open(&self, id: &SourceId) -> bool {
+        self.sources.get(id).is_some_and(|source| !source.paused) && !self.shunned.contains_key(id)
+    }
+
+    fn items(&self) -> BTreeSet<ClaimItem> {
+        let open = self.unfinished.iter().filter(|lane| self.is_open(&lane.source));
+        open.cloned().map(ClaimItem::Shard).collect()
+    }
+
+    fn uncut(&mut self) -> BTreeSet<SourceId> {
+        let unknown = self.sources.iter().filter(|(id, _)| !self.whole.contains(*id));
+        let whole = unknown.filter(|(id, source)| {
+            let lanes = self.unfinished.iter().chain(&self.finished);
+            let shards = lanes.filter(|lane| lane.source == **id).count();
+            matches!(source.kind, SourceKind::Csv { .. }) && shards >= source.shards as usize
+        });
+        let whole: Vec<SourceId> = whole.map(|(id, _)| id.clone()).collect();
+        self.whole.extend(whole);
+        let open = self.sources.keys().filter(|id| self.is_open(id));
+        open.filter(|id| !self.whole.contains(*id)).cloned().collect()
+    }
+
     fn put(&mut self, keyspace: &Keyspace, entry: &Entry) {
         let result = match keyspace.parse(&entry.key) {
             Ok(Key::Source(id)) => from_json(&entry.key, &entry.value).map(|source| {
@@ -129,11 +165,13 @@ impl Known {
             }),
             Ok(Key::Shard(lane)) => {
                 from_json::<Progress>(&entry.key, &entry.value).map(|progress| {
-                    if progress.done {
-                        self.unfinished.remove(&lane);
+                    let (into, out_of) = if progress.done {
+                        (&mut self.finished, &mut self.unfinished)
                     } else {
-                        self.unfinished.insert(lane);
-                    }
+                        (&mut self.unfinished, &mut self.finished)
+                    };
+                    out_of.remove(&lane);
+                    into.insert(lane);
                 })
             }
             _ => return,
@@ -147,9 +185,12 @@ impl Known {
         match keyspace.parse(key) {
             Ok(Key::Source(id)) => {
                 self.sources.remove(&id);
+                self.whole.remove(&id);
             }
             Ok(Key::Shard(lane)) => {
                 self.unfinished.remove(&lane);
+                self.finished.remove(&lane);
+                self.whole.remove(&lane.source);
             }
             _ => {}
         }

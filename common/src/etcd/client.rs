@@ -339,7 +339,7 @@ impl Etcd {
     }
 
     /// A request that may be repeated, with growing pauses between tries.
-    async fn read<T: Headed, F>(
+    pub(super) async fn read<T: Headed, F>(
         &self,
         attempt: &str,
         request: impl Fn(KvClient) -> F,

@@ -13,6 +13,7 @@ mod members;
 mod relief;
 mod seen;
 mod session;
+mod swap;
 mod watch;
 
 pub use claim::Claim;

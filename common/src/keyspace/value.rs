@@ -115,6 +115,18 @@ pub enum SourceKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         replay: Option<Replay>,
     },
+    /// A CSV file that somebody asked for and nobody opened yet: the first streamer that finds it
+    /// puts `Csv` in its place.
+    Declared {
+        /// Where streamers shall look for it.
+        path: String,
+        /// Thousandths of real time; as fast as possible if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        speed_milli: Option<u64>,
+        /// Begin again at the end, for ever.
+        #[serde(default)]
+        looped: bool,
+    },
 }
 
 /// How a file is replayed: the same for all streamers, so that any of them can go on.
@@ -138,10 +150,13 @@ pub struct Source {
     /// What it reads.
     #[serde(flatten)]
     pub kind: SourceKind,
-    /// How many shards it was cut into.
+    /// How many shards it was cut into; 0 while it is only declared.
     pub shards: u32,
     /// When it was registered.
     pub created_at: Timestamp,
+    /// Nobody shall read it now; progress stays where it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 /// A byte range of a file, `start..end`.

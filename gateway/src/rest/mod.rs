@@ -14,6 +14,8 @@ mod telemetry;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(crate) use gpus::{cursor as gpu_cursor, find as find_gpus, resource as gpu_at};
+pub(crate) use params::{GpuSearch, LIMIT_MAX, Part};
 pub(crate) use resources::labelled;
 pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
@@ -23,6 +25,9 @@ pub use stats::{
     ClusterStats, InstanceResource, Instances, RateStats, RowStats, SampleStats, ShardStats,
     SpanStats,
 };
+
+pub(crate) use span::Places;
+pub(crate) use telemetry::{matching, targets_of};
 
 use crate::web::App;
 
@@ -40,6 +45,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::metrics))
         .routes(routes!(health::audit))
         .routes(routes!(stats::stats))
+        .routes(routes!(stream::stream))
 }
 
 /// Routes that need a token, once there are any, and whose answers follow from the view's
@@ -60,7 +66,6 @@ pub(crate) fn routes_of_snapshots() -> OpenApiRouter<App> {
         .routes(routes!(telemetry::metrics))
         .routes(routes!(telemetry::of_host_gpu))
         .routes(routes!(telemetry::list))
-        .routes(routes!(stream::stream))
         .routes(routes!(telemetry::latest))
 }
 

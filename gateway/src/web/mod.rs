@@ -30,7 +30,7 @@ pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
 pub use streams::{Protocol, Stream, StreamArgs, Streams, write_update};
 
-use crate::{auth::Auth, rest, view::View, websocket};
+use crate::{auth::Auth, graphql, rest, view::View, websocket};
 
 /// What handlers need. Each layer takes a clone for each request, so all of it is behind one count.
 #[derive(Clone)]
@@ -76,6 +76,8 @@ pub struct AppParts {
     pub active_window_ms: i64,
     /// Running processes, read on demand.
     pub instances: Arc<rest::Instances>,
+    /// Whether `/graphql` is served.
+    pub graphql: bool,
     /// Live streams, bounded.
     pub streams: Arc<Streams>,
     /// Cancelled when the process drains.
@@ -95,8 +97,10 @@ pub fn router(app: App) -> Router {
     let (routes, document) = documented(&app).split_for_parts();
     let document = openapi::finish(document);
     let cors = app.origins.layer();
+    let graph = if app.graphql { graphql::routes(&app) } else { Router::new() };
     let routes = routes
         .merge(pages::routes(&document))
+        .merge(graph)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(app.clone(), observe::observe))

@@ -42,6 +42,8 @@ pub enum Protocol {
     WebSocket,
     /// Server-sent events.
     Events,
+    /// Sockets of GraphQL at /graphql/ws.
+    GraphQl,
 }
 
 impl Protocol {
@@ -49,6 +51,7 @@ impl Protocol {
         match self {
             Self::WebSocket => "websocket",
             Self::Events => "events",
+            Self::GraphQl => "graphql",
         }
     }
 }

@@ -62,7 +62,7 @@ impl Pipeline {
             fingerprint: "f".to_owned(),
             replay: None,
         };
-        let value = to_json(&Source { kind, shards, created_at: now });
+        let value = to_json(&Source { kind, shards, created_at: now, paused: false });
         let mut entries = vec![(keyspace.key(&Key::Source(source.clone())), value)];
         let lane = |n| Lane { source: source.clone(), shard: ShardId(n) };
         let lanes: Vec<Lane> = (0..shards).map(lane).collect();

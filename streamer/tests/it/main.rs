@@ -7,3 +7,4 @@ mod input;
 mod process;
 mod refusal;
 mod replay;
+mod wanted;

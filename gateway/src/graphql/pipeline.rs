@@ -1,0 +1,269 @@
+//! The pipeline itself: sources, figures, the audit.
+
+use std::sync::Arc;
+
+use async_graphql::{Enum, ID, Object, SimpleObject};
+use nexus_common::{
+    audit::AuditReport,
+    keyspace::{self, Progress, SourceKind},
+    model::{SourceId, Timestamp},
+};
+
+use super::scalars::{Count, Time};
+use crate::{
+    view::{Host, Snapshot},
+    web::App,
+};
+
+/// What becomes of a source
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+pub(super) enum SourceState {
+    /// No streamer has found its file yet
+    Declared,
+    /// It is read
+    Running,
+    /// It is not read; what was read stays, and so does how far
+    Paused,
+    /// It was read to its end
+    Done,
+}
+
+/// A declared source.
+#[derive(SimpleObject)]
+pub(super) struct Source {
+    /// Its id
+    id: ID,
+    /// What becomes of it
+    state: SourceState,
+    /// Where streamers look for its file
+    path: String,
+    /// Size of the file; null until a streamer opened it
+    bytes: Option<Count>,
+    /// How much faster than recorded it is replayed; null if as fast as possible
+    replay_speed: Option<f64>,
+    /// Whether it begins again at its end, for ever
+    looped: bool,
+    /// Shards it was cut into
+    shards: Count,
+    /// Of those, read to the end
+    shards_done: Count,
+    /// Rows taken
+    rows_accepted: Count,
+    /// Rows refused
+    rows_rejected: Count,
+    /// Samples enqueued
+    samples: Count,
+    /// When it was registered
+    created_at: Time,
+}
+
+impl Source {
+    /// A source, with what `snapshot` knows of its progress.
+    pub(super) fn of(id: &SourceId, source: &keyspace::Source, snapshot: &Snapshot) -> Self {
+        let lanes = snapshot.lanes.iter().filter(|(lane, _)| lane.source == *id);
+        let lanes: Vec<&Arc<Progress>> = lanes.map(|(_, progress)| progress).collect();
+        let sum = |of: fn(&Progress) -> u64| Count(lanes.iter().map(|p| of(p)).sum());
+        let done = lanes.iter().filter(|p| p.done).count();
+        let (declared, path, bytes, speed, looped) = match &source.kind {
+            SourceKind::Declared { path, speed_milli, looped } => {
+                (true, path, None, *speed_milli, *looped)
+            }
+            SourceKind::Csv { path, bytes, replay, .. } => {
+                let speed = replay.as_ref().map(|r| r.speed_milli);
+                let looped = replay.as_ref().is_some_and(|r| r.looped);
+                (false, path, Some(Count(*bytes)), speed, looped)
+            }
+        };
+        let state = if !declared && done == source.shards as usize {
+            SourceState::Done
+        } else if source.paused {
+            SourceState::Paused
+        } else if declared {
+            SourceState::Declared
+        } else {
+            SourceState::Running
+        };
+        Self {
+            id: ID(id.to_string()),
+            state,
+            path: path.clone(),
+            bytes,
+            replay_speed: speed.map(|milli| milli as f64 / 1000.0),
+            looped,
+            shards: Count(source.shards.into()),
+            shards_done: done.into(),
+            rows_accepted: sum(|p| p.rows_accepted),
+            rows_rejected: sum(Progress::rejected),
+            samples: sum(|p| p.samples),
+            created_at: Time(source.created_at),
+        }
+    }
+}
+
+/// Figures of the whole pipeline, at one revision.
+#[derive(Clone)]
+pub(super) struct Pipeline {
+    snapshot: Arc<Snapshot>,
+    staleness_ms: Option<u64>,
+}
+
+impl Pipeline {
+    pub(super) fn of(app: &App, snapshot: &Arc<Snapshot>) -> Self {
+        let age = app.view.staleness();
+        let staleness_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        Self { snapshot: Arc::clone(snapshot), staleness_ms }
+    }
+
+    fn lanes(&self, of: impl Fn(&Progress) -> u64) -> Count {
+        Count(self.snapshot.lanes.values().map(|progress| of(progress)).sum())
+    }
+
+    fn hosts(&self, of: impl Fn(&Host) -> u64) -> Count {
+        Count(self.snapshot.hosts().map(|(_, _, host)| of(host)).sum())
+    }
+}
+
+/// Figures of the whole pipeline, at one revision
+#[Object]
+impl Pipeline {
+    /// The revision they are of
+    async fn revision(&self) -> Count {
+        Count(u64::try_from(self.snapshot.revision).unwrap_or(0))
+    }
+
+    /// Age of what the gateway last heard, in milliseconds
+    async fn staleness_ms(&self) -> Option<Count> {
+        self.staleness_ms.map(Count)
+    }
+
+    /// Rows taken
+    async fn rows_accepted(&self) -> Count {
+        self.lanes(|p| p.rows_accepted)
+    }
+
+    /// Rows taken that held no measurement; part of `rowsAccepted`
+    async fn rows_absent(&self) -> Count {
+        self.lanes(|p| p.rows_absent)
+    }
+
+    /// Rows refused
+    async fn rows_rejected(&self) -> Count {
+        self.lanes(Progress::rejected)
+    }
+
+    /// Samples enqueued since the beginning
+    async fn samples_accepted(&self) -> Count {
+        self.lanes(|p| p.samples)
+    }
+
+    /// Samples in the queue
+    async fn samples_queued(&self) -> Count {
+        Count(self.snapshot.queue.samples)
+    }
+
+    /// Samples in blocks
+    async fn samples_stored(&self) -> Count {
+        Count(self.snapshot.stored_samples())
+    }
+
+    /// Samples deleted by retention
+    async fn samples_retired(&self) -> Count {
+        Count(self.snapshot.retired.values().map(|retired| retired.samples).sum())
+    }
+
+    /// Messages in the queue
+    async fn messages_queued(&self) -> Count {
+        Count(self.snapshot.queue.messages)
+    }
+
+    /// Bytes of those
+    async fn bytes_queued(&self) -> Count {
+        Count(self.snapshot.queue.bytes)
+    }
+
+    /// Blocks
+    async fn blocks(&self) -> Count {
+        self.snapshot.block_count().into()
+    }
+
+    /// Bytes of blocks
+    async fn bytes_stored(&self) -> Count {
+        self.hosts(Host::stored_bytes)
+    }
+
+    /// Declared sources
+    async fn sources(&self) -> Count {
+        self.snapshot.sources.len().into()
+    }
+
+    /// Their shards
+    async fn shards(&self) -> Count {
+        self.snapshot.lanes.len().into()
+    }
+
+    /// Of those, read to the end
+    async fn shards_done(&self) -> Count {
+        self.lanes(|p| u64::from(p.done))
+    }
+
+    /// Instant of the newest sample
+    async fn last_updated(&self) -> Option<Time> {
+        let newest = self.snapshot.clusters.values().filter_map(|c| c.newest()).max();
+        newest.map(|at| Time(Timestamp::saturating_from_millis(at)))
+    }
+}
+
+/// What the audit found
+#[derive(SimpleObject)]
+pub(super) struct Audit {
+    /// Whether every invariant holds
+    clean: bool,
+    /// The revision at which all of this was read
+    revision: Count,
+    /// Rows read from sources
+    rows_offered: Count,
+    /// Rows taken
+    rows_accepted: Count,
+    /// Rows refused
+    rows_rejected: Count,
+    /// Samples enqueued since the beginning
+    samples_accepted: Count,
+    /// Of those, still in the queue
+    samples_queued: Count,
+    /// Of those, taken out of the queue
+    samples_committed: Count,
+    /// Of those, in blocks
+    samples_stored: Count,
+    /// Of those, deleted by retention
+    samples_retired: Count,
+    /// Of those, set aside as undecodable
+    samples_dead: Count,
+    /// Samples that are missing or too many; 0 when the law holds
+    delta: Count,
+    /// How many violations there are
+    violation_count: Count,
+    /// The first hundred of them
+    violations: Vec<String>,
+}
+
+impl From<AuditReport> for Audit {
+    fn from(report: AuditReport) -> Self {
+        let samples = &report.samples;
+        Self {
+            clean: report.clean,
+            revision: Count(u64::try_from(report.revision).unwrap_or(0)),
+            rows_offered: Count(report.rows.offered),
+            rows_accepted: Count(report.rows.accepted),
+            rows_rejected: Count(report.rows.rejected),
+            samples_accepted: Count(samples.accepted),
+            samples_queued: Count(samples.queued),
+            samples_committed: Count(samples.committed),
+            samples_stored: Count(samples.stored),
+            samples_retired: Count(samples.retired),
+            samples_dead: Count(samples.dead),
+            delta: Count(report.delta),
+            violation_count: Count(report.violation_count),
+            violations: report.violations,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Sources that somebody asked for over an API: the first streamer that finds the file says which
+//! it is, then cuts it into shards. Whoever finds one that was left half cut goes on.
+
+use std::{path::Path, time::Duration};
+
+use nexus_common::{
+    etcd::{Claim, Error, Etcd, Position},
+    keyspace::{ClaimItem, Key, Source, SourceKind, ValueError, from_json, to_json},
+    model::SourceId,
+    runtime::Life,
+};
+use tokio::{task::spawn_blocking, time::interval};
+
+use crate::{
+    register::{create_shards, fingerprint, replay, shards},
+    shard::open_same,
+    source::{CsvFile, FileError},
+    sources::Sources,
+};
+
+/// How often it is tried again without an event: whoever had the claim may have died.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why a source was not cut.
+#[derive(Debug, thiserror::Error)]
+enum CutError {
+    #[error(transparent)]
+    Etcd(#[from] Error),
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{0:#}")]
+    Unusable(anyhow::Error),
+    #[error("it was cut into {was} shards, here it would be {is}")]
+    Otherwise { was: u32, is: usize },
+    #[error("a thread of ours panicked")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// Cuts what is to be cut, for as long as it is polled.
+pub(crate) async fn cut_declared(life: &Life, sources: &Sources) {
+    let mut uncut = sources.uncut();
+    let mut look = interval(LOOK);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            Ok(()) = uncut.changed() => {}
+        }
+        let ids = uncut.borrow_and_update().clone();
+        for id in ids {
+            match claim_and_cut(life, &id).await {
+                Ok(()) => {}
+                Err(CutError::Etcd(error)) => {
+                    tracing::warn!(source = %id, %error, "could not cut a source, trying again");
+                }
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    tracing::error!(source = %id, error = format!("{error:#}"), "the source cannot be cut here, leaving it to others");
+                    sources.shun(&id);
+                }
+            }
+        }
+    }
+}
+
+/// The claim only saves work: each write is made once, whoever makes it.
+async fn claim_and_cut(life: &Life, id: &SourceId) -> Result<(), CutError> {
+    let etcd = &life.process.etcd;
+    let item = ClaimItem::Source(id.clone());
+    let Some(claim) = Claim::take(etcd, &life.session, item).await? else { return Ok(()) };
+    let cut = cut(etcd, id).await;
+    claim.release(etcd).await?;
+    cut
+}
+
+/// First says which file it is, so that nobody mixes two that go by one path, then cuts it.
+async fn cut(etcd: &Etcd, id: &SourceId) -> Result<(), CutError> {
+    let key = etcd.keyspace().key(&Key::Source(id.clone()));
+    let Some(entry) = etcd.get(&key).await? else { return Ok(()) };
+    let source: Source = from_json(&entry.key, &entry.value)?;
+    if source.paused {
+        return Ok(());
+    }
+    let wanted = source.clone();
+    let (kind, ranges) = spawn_blocking(move || open(wanted)).await??;
+    let count = ranges.len();
+    if matches!(source.kind, SourceKind::Declared { .. }) {
+        let known = Source { kind, shards: count as u32, ..source };
+        let position = Position::seen(key, Some(&entry));
+        if etcd.swap(&position, Some(to_json(&known)), &[]).await?.is_none() {
+            return Ok(()); // paused or withdrawn meanwhile; the watch tells
+        }
+    } else if count != source.shards as usize {
+        return Err(CutError::Otherwise { was: source.shards, is: count });
+    }
+    create_shards(etcd, id, &ranges).await?;
+    tracing::info!(source = %id, shards = count, "source cut");
+    Ok(())
+}
+
+type Cut = (SourceKind, Vec<std::ops::Range<u64>>);
+
+/// Opens the file that is meant and looks where to cut it.
+fn open(source: Source) -> Result<Cut, CutError> {
+    let (file, replay) = match source.kind {
+        SourceKind::Declared { path, speed_milli, looped } => {
+            let file = CsvFile::open(Path::new(&path))?;
+            let speed_milli = speed_milli.or(looped.then_some(1000));
+            let replay = speed_milli.map(|speed| replay(&file, speed, looped)).transpose();
+            (file, replay.map_err(CutError::Unusable)?)
+        }
+        SourceKind::Csv { path, bytes, fingerprint, replay } => {
+            (open_same(Path::new(&path), bytes, &fingerprint)?, replay)
+        }
+    };
+    let ranges = shards(&file, replay.is_some()).map_err(CutError::Unusable)?;
+    let kind = SourceKind::Csv {
+        path: file.path.display().to_string(),
+        bytes: file.identity.bytes,
+        fingerprint: fingerprint(&file.identity),
+        replay,
+    };
+    Ok((kind, ranges))
+}
