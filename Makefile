@@ -14,7 +14,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test lint bench generate-swagger clean
+	test test-api lint bench bench-api bench-start generate-swagger clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -38,12 +38,18 @@ test: ## All tests; installs etcd and protoc first when they are missing
 	cargo test --workspace
 	@scripts/check.sh
 	@scripts/smoke.sh
+test-api: build-nexus ## Ask a gateway all that its document allows (schemathesis, from PyPI)
+	@scripts/test-api.sh
 lint: ## Format, clippy and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
+bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)
+	@scripts/bench-api.sh
+bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
+	@scripts/bench-start.sh
 generate-swagger: build-nexus ## Write docs/openapi.json from the gateway's routes
 	@$(BIN)/nexus-gateway openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json \
 		|| { rm -f docs/openapi.json.new; exit 1; }

@@ -11,6 +11,7 @@ export STREAMER_METRICS_PORT_BASE=${STREAMER_METRICS_PORT_BASE:-9501}
 export COLLECTOR_METRICS_PORT_BASE=${COLLECTOR_METRICS_PORT_BASE:-9601}
 unset GATEWAY_URL LOOP_MODE REPLAY_SPEED ETCD_ENDPOINTS
 source "$here/scripts/lib.sh"
+source "$here/scripts/bench-lib.sh"
 
 SECONDS_OF_TELEMETRY=${BENCH_SECONDS:-1000}
 RUNS=${BENCH_RUNS:-5}
@@ -22,36 +23,12 @@ RUN_SECONDS_MAX=$((60 + ROWS / 50000)) # a twentieth of what is aimed at: slower
 DIR=$STATE_DIR/bench
 PORT=${BENCH_ETCD_PORT:-12479}
 API=http://127.0.0.1:$GATEWAY_PORT_BASE/api/v1/clusters/$CLUSTER_ID/stats
-etcd_pid=
 
 clean_up() {
     scripts/scale.sh all 0 >/dev/null 2>&1 || true
     stop_etcd
 }
-stop_etcd() {
-    if [[ -n $etcd_pid ]]; then kill -TERM "$etcd_pid" 2>/dev/null || true; fi
-    gone() { [[ -z $(command_of "$etcd_pid") ]]; }
-    if [[ -n $etcd_pid ]]; then wait_until 15 gone || true; fi
-    etcd_pid=
-    rm -rf "$DIR/etcd"
-}
-start_etcd() {
-    local client=http://127.0.0.1:$PORT peer=http://127.0.0.1:$((PORT + 1))
-    if port_taken "$PORT"; then die "bench: port $PORT is taken; choose another with BENCH_ETCD_PORT=<port>"; fi
-    detach "$LOG_DIR/etcd.log" etcd --data-dir="$DIR/etcd" --listen-client-urls="$client" \
-        --advertise-client-urls="$client" --listen-peer-urls="$peer" \
-        --initial-advertise-peer-urls="$peer" --initial-cluster="default=$peer" \
-        --snapshot-count=2000 --auto-compaction-mode=periodic --auto-compaction-retention=1m \
-        --quota-backend-bytes=8589934592 --logger=zap --log-level=error
-    etcd_pid=$DETACHED_PID
-    healthy() { curl -fs --noproxy '*' --max-time 2 "$client/health" >/dev/null; }
-    wait_until 30 healthy || die "bench: etcd is not healthy; see $LOG_DIR/etcd.log"
-    export ETCD_ENDPOINTS=$client
-}
 
-# cpu PID: seconds of processor time so far. peak PID: largest resident memory, in MiB.
-cpu() { awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); print ($12 + $13) / hz }' "/proc/$1/stat"; }
-peak() { awk '/^VmHWM/ { printf "%d", $2 / 1024 }' "/proc/$1/status"; }
 # of ROLE FIGURE: the sum (cpu) or the largest (peak) over the instances of a role.
 of() {
     local n values=()

@@ -5,6 +5,20 @@
 //! [`runtime`] is what a process is made of. `common/examples/elastic_worker.rs` shows how to
 //! write a worker of one's own.
 
+/// Whether a test took a guard out, to see that the suite notices. Outside of tests none is.
+#[cfg(feature = "testing")]
+macro_rules! left_out {
+    ($guard:ident) => {
+        crate::testing::mutation::is(crate::testing::mutation::Mutation::$guard)
+    };
+}
+#[cfg(not(feature = "testing"))]
+macro_rules! left_out {
+    ($guard:ident) => {
+        false
+    };
+}
+
 pub mod assign;
 pub mod audit;
 pub mod block;

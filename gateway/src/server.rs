@@ -20,7 +20,7 @@ use crate::{
     rest::Instances,
     tls::{Tls, TlsError, TlsFiles},
     view::View,
-    web::{self, App, HttpMeters, Origin, Origins, StreamArgs, Streams},
+    web::{self, Answers, App, AppParts, HttpMeters, Origin, Origins, StreamArgs, Streams},
 };
 
 /// How long running requests may take to end once the process is told to: a little longer than
@@ -116,6 +116,9 @@ pub struct GatewayArgs {
     /// Bytes of fetched blocks to keep in memory
     #[arg(long, env = "CACHE_BYTES", default_value_t = 64 << 20)]
     pub cache_bytes: usize,
+    /// Bytes of answers to keep in memory while what they were made of does not change; 0 for none
+    #[arg(long, env = "ANSWER_CACHE_BYTES", default_value_t = 32 << 20)]
+    pub answer_cache_bytes: usize,
     /// Seconds behind the newest sample of its cluster within which a GPU counts as active
     #[arg(long, env = "ACTIVE_WINDOW_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     pub active_window_seconds: u32,
@@ -201,20 +204,22 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         of_one: args.connections_per_address_max,
     });
     connections.register(&process.metrics);
-    let app = App {
+    let app = App::from(AppParts {
         view: view.clone(),
         metrics: Arc::clone(&process.metrics),
         health: Arc::clone(&process.health),
         auth: auth.clone(),
         origins: Arc::new(args.origins()),
         http: HttpMeters::register(&process.metrics),
+        answers: Arc::new(Answers::new(args.answer_cache_bytes)),
+        exports: Arc::new(Semaphore::new(web::EXPORTS_MAX)),
         turns: Arc::new(Semaphore::new(web::REQUESTS_MAX)),
         cluster_id: process.args.cluster_id.clone(),
         active_window_ms: i64::from(args.active_window_seconds) * 1000,
         instances: Arc::new(Instances::default()),
         streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
         stop: process.stop.clone(),
-    };
+    });
     let stop = process.stop.clone();
     let options = ServeOptions { tls: tls.as_ref().map(Tls::of_now), connections };
     let router = web::router(app);

@@ -159,6 +159,14 @@ impl Etcd {
     /// # Errors
     /// When etcd does not answer after several tries.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        Ok(self.get_at(key).await?.0)
+    }
+
+    /// One key, or none, and the revision at which that was so.
+    ///
+    /// # Errors
+    /// When etcd does not answer after several tries.
+    pub async fn get_at(&self, key: &str) -> Result<(Option<Entry>, i64), Error> {
         let attempt = format!("read {key}");
         let answer = self
             .read(&attempt, |mut kv| {
@@ -166,7 +174,8 @@ impl Etcd {
                 async move { kv.get(key, None).await }
             })
             .await?;
-        Ok(one(answer))
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok((one(answer), revision))
     }
 
     /// A range, in pages, all at one revision.

@@ -73,7 +73,7 @@ impl<'a> Commit<'a> {
     pub fn new(claim: &'a Claim, position: &Position, value: Vec<u8>) -> Self {
         let mut commit = Self {
             claim,
-            compares: vec![claim.guard()],
+            compares: Vec::new(),
             ops: Vec::new(),
             deletes: Vec::new(),
             reads: 0,
@@ -82,6 +82,9 @@ impl<'a> Commit<'a> {
             // Protobuf tags and lengths of one operation, generously.
             key_overhead: 32,
         };
+        if !left_out!(NoClaim) {
+            commit.compares.push(claim.guard());
+        }
         commit.advance(position, value);
         commit
     }
@@ -94,6 +97,9 @@ impl<'a> Commit<'a> {
 
     /// Only if `position` is as seen; it is not written.
     pub fn require_unchanged(&mut self, position: &Position) {
+        if left_out!(NoPosition) {
+            return;
+        }
         self.bytes += position.key.len() + self.key_overhead;
         self.compares.push(Compare::mod_revision(
             position.key.as_str(),

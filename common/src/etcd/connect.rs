@@ -76,7 +76,7 @@ impl EtcdConfig {
         let mut channels = Vec::with_capacity(self.endpoints.len());
         for endpoint in &self.endpoints {
             // One endpoint a channel: the library's balancer goes on asking members that are gone.
-            let channel = Client::connect([endpoint], Some(options.clone())).await;
+            let channel = open(endpoint, options.clone()).await;
             let attempt = format!("open a channel to {endpoint}");
             channels.push(channel.map_err(|e| Error::request(&attempt, e))?);
         }
@@ -107,6 +107,14 @@ impl Security {
         }
         Ok(Some(tls))
     }
+}
+
+async fn open(endpoint: &str, options: ConnectOptions) -> Result<Client, etcd_client::Error> {
+    #[cfg(feature = "testing")]
+    if let Some(channel) = crate::testing::Wire::channel(endpoint) {
+        return Client::from_channel(etcd_client::Channel::Custom(channel), Some(options)).await;
+    }
+    Client::connect([endpoint], Some(options)).await
 }
 
 /// What PEM of a certificate, and of any kind of key, begins with or has in its first line.

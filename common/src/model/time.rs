@@ -51,6 +51,10 @@ impl Timestamp {
 
     /// The wall clock. Liveness and labels only: no guard rests on it.
     pub fn now() -> Self {
+        #[cfg(feature = "testing")]
+        if let Some(now) = crate::testing::clock::now() {
+            return now;
+        }
         Self::saturating_from_millis(jiff::Timestamp::now().as_millisecond())
     }
 }

@@ -112,30 +112,30 @@ impl Retention {
         frozen_at: i64,
         swept: &mut Swept,
     ) -> Result<bool, Error> {
-        let keyspace = self.etcd.keyspace();
-        let range = self.reader.bucket_blocks(bucket);
-        let (blocks, revision) = self.reader.blocks(&range, None).await?;
+        let key = self.etcd.keyspace().key(&Key::Retired(bucket.clone()));
+        let (entry, revision) = self.etcd.get_at(&key).await?;
         if revision < frozen_at {
-            // A stale read may leave out blocks that came before the freeze: they would be
-            // deleted with their neighbours and not be counted. The next cycle reads again.
+            // A stale read: blocks that came before the freeze would be deleted with their
+            // neighbours and not be counted. The next cycle reads again.
             return Ok(true);
         }
+        let mut retired: Retired = match &entry {
+            Some(entry) => from_json(&entry.key, &entry.value)?,
+            None => Retired::default(),
+        };
+        let mut position = Position::seen(key, entry.as_ref());
+        // At the revision of the count: if that is old news, its guard refuses what follows;
+        // if it is not, the bucket holds exactly what it held then.
+        let range = self.reader.bucket_blocks(bucket);
+        let (blocks, _) = self.reader.blocks(&range, Some(revision)).await?;
         for slice in blocks.chunks(SLICE_KEYS) {
-            let key = keyspace.key(&Key::Retired(bucket.clone()));
-            let entry = self.etcd.get(&key).await?;
-            let mut retired: Retired = match &entry {
-                Some(entry) => from_json(&entry.key, &entry.value)?,
-                None => Retired::default(),
-            };
             let samples: u64 = slice.iter().map(|b| b.name.samples).sum();
             retired.samples += samples;
             retired.blocks += slice.len() as u64;
-            let position = Position::seen(key, entry.as_ref());
             let mut commit = Commit::new(&self.claim, &position, to_json(&retired));
             commit.delete(&self.exactly(slice), slice.len() as i64);
-            if self.applied(commit).await?.is_none() {
-                return Ok(false);
-            }
+            let Some(revision) = self.applied(commit).await? else { return Ok(false) };
+            position.mod_revision = revision;
             swept.blocks += slice.len() as u64;
             swept.samples += samples;
         }

@@ -143,7 +143,7 @@ impl Writer {
         inputs: &[StoredBlock],
     ) {
         let keyspace = self.etcd.keyspace();
-        if !blocks.is_empty() || !inputs.is_empty() {
+        if (!blocks.is_empty() || !inputs.is_empty()) && !left_out!(NoFloor) {
             // '~' sorts behind every character of a bucket: floor <= bucket.
             commit.require_value_below(&keyspace.key(&Key::Floor), &format!("{bucket}~"));
         }

@@ -1,12 +1,18 @@
-//! For tests of every crate: a real etcd, started as a child on free loopback ports.
+//! For tests of every crate: a real etcd, started as a child on free loopback ports; one in
+//! memory; and what can go wrong on the wire between.
 //!
 //! A missing etcd is a failure, not a skipped test.
 
 // Tests may panic, and this is only compiled for them.
 #![allow(clippy::unwrap_used)]
 
+pub mod chaos;
+pub mod clock;
 mod cluster;
+mod memory;
+pub mod mutation;
 mod proxy;
+mod wire;
 
 use std::{
     fs::File,
@@ -17,10 +23,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 pub use cluster::TestCluster;
+pub use memory::{Change, MemoryEtcd};
 pub use proxy::Proxy;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+pub use wire::{Wire, WireAnswer, WireChannel, WireRequest};
 
 use crate::{
     etcd::{Etcd, EtcdConfig, Security, Session},
@@ -90,6 +99,11 @@ impl TestEtcd {
     /// killed.
     pub fn in_place_of(gone: &TestEtcd) -> Self {
         Self::on_ports(&[], gone.secured.clone(), gone.client_port, free_port())
+    }
+
+    /// A channel to it, for something in between. Needs a runtime.
+    pub fn channel(&self) -> WireChannel {
+        wire::to_member(&self.endpoint())
     }
 
     /// From now on etcdctl is told this name and password.
@@ -170,7 +184,7 @@ impl TestEtcd {
 
     /// A process of `role` named `name`, with a session of `ttl_seconds`, as `run` would make it.
     pub async fn life(&self, role: Role, name: &str, ttl_seconds: i64) -> Life {
-        live(self.process(role, name, ttl_seconds).await).await
+        live(self.process(role, name, ttl_seconds).await).await.unwrap()
     }
 
     /// A process of `role` without a session.
@@ -254,18 +268,32 @@ fn process(etcd: Etcd, role: Role, name: &str, ttl_seconds: i64) -> Process {
 
 /// A process of `role` named `name` on `etcd`, with a session of `ttl_seconds`.
 pub async fn life_on(etcd: Etcd, role: Role, name: &str, ttl_seconds: i64) -> Life {
+    try_life_on(etcd, role, name, ttl_seconds).await.unwrap()
+}
+
+/// [`life_on`], where etcd may fail.
+///
+/// # Errors
+/// When the keyspace cannot be entered, or no session be had.
+pub async fn try_life_on(
+    etcd: Etcd,
+    role: Role,
+    name: &str,
+    ttl_seconds: i64,
+) -> anyhow::Result<Life> {
     live(process(etcd, role, name, ttl_seconds)).await
 }
 
 /// Gives a process a session.
-async fn live(process: Process) -> Life {
-    let config: Config = process.enter_keyspace().await.unwrap().unwrap();
+async fn live(process: Process) -> anyhow::Result<Life> {
+    let config: Config = process.enter_keyspace().await?.context("the process was stopped")?;
     let ttl = process.args.lease_ttl_seconds;
     let opened = Session::open(&process.etcd, process.role, process.instance.clone(), ttl).await;
-    Life { process, config, session: Arc::new(opened.unwrap()) }
+    Ok(Life { process, config, session: Arc::new(opened?) })
 }
 
-async fn connect(endpoint: String, request_timeout: Duration) -> Etcd {
+/// A handle to the etcd at an endpoint, that waits at most `request_timeout` for an answer.
+pub async fn connect(endpoint: String, request_timeout: Duration) -> Etcd {
     let keyspace = Keyspace::default();
     let security = Security::default();
     let config = EtcdConfig { endpoints: vec![endpoint], keyspace, request_timeout, security };

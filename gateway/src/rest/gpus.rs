@@ -4,8 +4,12 @@ use axum::{Json, extract::State};
 use nexus_common::model::GpuId;
 
 use super::{
-    params::{At, Checked, GpuParams, GpuSearch, Nothing, PageParams, Segments},
-    resources::{GpuAnswer, GpuList, GpuResource, Status},
+    listing::Listing,
+    params::{
+        At, Checked, GpuParams, GpuSearch, HostGpuSearch, Nothing, PageParams, Segments,
+        StatusParams,
+    },
+    resources::{GpuAnswer, GpuList, GpuResource},
 };
 use crate::{
     view::{GpuPlace, Snapshot},
@@ -22,8 +26,8 @@ pub(super) async fn list(
     State(app): State<App>,
     At(snapshot): At,
     Checked(search): Checked<GpuSearch>,
-) -> Json<GpuList> {
-    Json(find(&snapshot, &search, app.active_window_ms))
+) -> Listing<GpuList> {
+    listing(&snapshot, search, app.active_window_ms)
 }
 
 /// One GPU
@@ -48,40 +52,35 @@ pub(super) async fn one(
 /// GPUs of hosts of one name
 #[utoipa::path(get, path = "/api/v1/hosts/{hostname}/gpus", operation_id = "listHostGpus",
     tag = "hosts",
-    params(("hostname" = String, Path, description = "Name of the host", example = "dgx-001")),
+    params(("hostname" = String, Path, description = "Name of the host", example = "dgx-001"),
+        StatusParams, PageParams),
     responses((status = 200, description = "The host's GPUs", body = GpuList)))]
 pub(super) async fn of_host(
     State(app): State<App>,
     At(snapshot): At,
     Segments(hostname): Segments<String>,
-    Checked(Nothing): Checked<Nothing>,
-) -> Result<Json<GpuList>, ApiError> {
+    Checked(search): Checked<HostGpuSearch>,
+) -> Result<Listing<GpuList>, ApiError> {
     if !snapshot.hosts().any(|(_, name, _)| name.as_str() == hostname) {
         return Err(ApiError::not_found("host", &hostname));
     }
-    let search = GpuSearch {
-        cluster: None,
-        host: Some(hostname),
-        active: None,
-        limit: usize::MAX,
-        cursor: None,
-    };
-    Ok(Json(find(&snapshot, &search, app.active_window_ms)))
+    Ok(listing(&snapshot, search.of(None, hostname), app.active_window_ms))
 }
 
 /// GPUs that match, in the order of cluster, host and index.
-pub(super) fn find(snapshot: &Snapshot, search: &GpuSearch, window_ms: i64) -> GpuList {
+pub(crate) fn find(snapshot: &Snapshot, search: &GpuSearch, window_ms: i64) -> GpuList {
     let wanted = |given: &Option<String>, id: &str| given.as_deref().is_none_or(|g| g == id);
     let mut gpus: Vec<GpuResource> = Vec::new();
     for (cluster_id, cluster) in &snapshot.clusters {
         if !wanted(&search.cluster, cluster_id.as_str()) {
             continue;
         }
+        let newest = cluster.newest();
         for (name, host) in &cluster.hosts {
             if !wanted(&search.host, name.as_str()) {
                 continue;
             }
-            let place = (cluster_id.as_str(), &**cluster, name.as_str());
+            let place = (cluster_id.as_str(), newest, name.as_str());
             let mut of_host: Vec<GpuResource> =
                 host.gpus.values().map(|gpu| GpuResource::of(place, gpu, window_ms)).collect();
             // Shorter indices first: that sorts numbers, and needs them not to be numbers.
@@ -91,30 +90,33 @@ pub(super) fn find(snapshot: &Snapshot, search: &GpuSearch, window_ms: i64) -> G
             gpus.extend(of_host);
         }
     }
-    gpus.retain(|g| search.active.is_none_or(|active| active == (g.status == Status::Active)));
+    gpus.retain(|g| search.status.is_none_or(|status| status == g.status));
+    gpus.retain(|g| search.name.is_none() || search.name == g.name);
     let count = gpus.len();
-    let cursor = |g: &GpuResource| format!("{}~{}~{}", g.cluster_id, g.hostname, g.gpu_id);
-    let from = match &search.cursor {
-        // A GPU that is gone meanwhile: nothing behind it is known, the list is over.
-        Some(text) => gpus.iter().position(|g| cursor(g) == *text).map_or(count, |at| at + 1),
-        None => 0,
-    };
-    let mut data: Vec<GpuResource> = gpus.drain(from..).collect();
-    let more = data.len() > search.limit;
-    data.truncate(search.limit);
-    let next_cursor = data.last().filter(|_| more).map(cursor);
+    let (data, next_cursor) = search.part.of(gpus, cursor);
     GpuList { success: true, count, data, next_cursor }
 }
 
+/// Where a GPU stands in a list: good for as long as the GPU is there.
+pub(crate) fn cursor(gpu: &GpuResource) -> String {
+    format!("{}~{}~{}", gpu.cluster_id, gpu.hostname, gpu.gpu_id)
+}
+
+/// The GPUs that match, as an answer.
+pub(super) fn listing(snapshot: &Snapshot, search: GpuSearch, window_ms: i64) -> Listing<GpuList> {
+    let list = find(snapshot, &search, window_ms);
+    Listing { next: list.next_cursor.clone(), list, fields: search.part.fields }
+}
+
 /// The GPU at a place.
-pub(super) fn resource(
+pub(crate) fn resource(
     snapshot: &Snapshot,
     place: &GpuPlace,
     window_ms: i64,
 ) -> Option<GpuResource> {
     let cluster = snapshot.clusters.get(&place.cluster)?;
     let gpu = cluster.hosts.get(&place.host)?.gpus.get(&place.gpu)?;
-    let place = (place.cluster.as_str(), &**cluster, place.host.as_str());
+    let place = (place.cluster.as_str(), cluster.newest(), place.host.as_str());
     Some(GpuResource::of(place, gpu, window_ms))
 }
 

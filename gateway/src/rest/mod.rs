@@ -1,10 +1,13 @@
 //! REST: routes and the JSON they answer with, all from one snapshot of the view.
 
 mod clusters;
+mod export;
 mod gpus;
 mod health;
+mod listing;
 mod params;
 mod resources;
+mod span;
 mod stats;
 mod stream;
 mod telemetry;
@@ -31,11 +34,19 @@ pub(crate) fn open_routes() -> OpenApiRouter<App> {
         .routes(routes!(health::readyz))
 }
 
-/// Routes that need a token, once there are any.
+/// Routes that need a token, once there are any, and whose answers change by themselves.
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(health::metrics))
         .routes(routes!(health::audit))
+        .routes(routes!(stream::stream))
+        .routes(routes!(stats::stats))
+}
+
+/// Routes that need a token, once there are any, and whose answers follow from the view's
+/// snapshot and the request alone: they may be kept as long as that is the newest.
+pub(crate) fn routes_of_snapshots() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
         .routes(routes!(gpus::list))
         .routes(routes!(gpus::one))
         .routes(routes!(telemetry::of_gpu))
@@ -43,7 +54,6 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(gpus::of_host))
         .routes(routes!(clusters::list))
         .routes(routes!(clusters::one))
-        .routes(routes!(stats::stats))
         .routes(routes!(clusters::hosts))
         .routes(routes!(clusters::host))
         .routes(routes!(clusters::host_gpus))
@@ -51,6 +61,15 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(telemetry::metrics))
         .routes(routes!(telemetry::of_host_gpu))
         .routes(routes!(telemetry::list))
-        .routes(routes!(stream::stream))
         .routes(routes!(telemetry::latest))
+}
+
+/// Names that `fields` may be made of at a path.
+pub(crate) fn fields_of(path: &str) -> &'static [&'static str] {
+    match path.rsplit('/').next() {
+        Some("telemetry" | "metrics" | "latest") => resources::ROW_FIELDS,
+        Some("hosts") => resources::HOST_FIELDS,
+        Some("clusters") => resources::CLUSTER_FIELDS,
+        _ => resources::GPU_FIELDS,
+    }
 }

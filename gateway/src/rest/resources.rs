@@ -8,6 +8,65 @@ use utoipa::ToSchema;
 
 use crate::view::{Cluster, GpuState, Host, Point, Snapshot};
 
+/// Names of a GPU's fields.
+pub(super) const GPU_FIELDS: &[&str] = &[
+    "id",
+    "uuid",
+    "hostname",
+    "name",
+    "device",
+    "status",
+    "gpu_id",
+    "cluster_id",
+    "driver_version",
+    "mig_profile",
+    "last_seen",
+];
+/// Names of a host's fields.
+pub(super) const HOST_FIELDS: &[&str] = &[
+    "host_id",
+    "hostname",
+    "cluster_id",
+    "status",
+    "gpu_count",
+    "created_at",
+    "last_seen",
+    "samples_stored",
+    "samples_queued",
+];
+/// Names of a cluster's fields.
+pub(super) const CLUSTER_FIELDS: &[&str] = &[
+    "cluster_id",
+    "cluster_name",
+    "region",
+    "environment",
+    "labels",
+    "created_at",
+    "updated_at",
+    "metadata",
+];
+/// Names of a row's fields.
+pub(super) const ROW_FIELDS: &[&str] = &[
+    "telemetry_id",
+    "timestamp",
+    "gpu_id",
+    "uuid",
+    "device",
+    "model_name",
+    "hostname",
+    "cluster_id",
+    "gpu_utilization",
+    "memory_utilization",
+    "memory_used_mb",
+    "memory_free_mb",
+    "temperature",
+    "power_draw",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "custom_metrics",
+    "labels",
+];
+
 /// Whether something still sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -20,8 +79,8 @@ pub enum Status {
 
 impl Status {
     /// Judges a newest sample by the newest of its cluster: replayed data is old as a whole.
-    pub fn of(newest: Option<i64>, cluster: &Cluster, window_ms: i64) -> Self {
-        match (newest, cluster.newest()) {
+    pub fn of(newest: Option<i64>, of_cluster: Option<i64>, window_ms: i64) -> Self {
+        match (newest, of_cluster) {
             (Some(own), Some(of_all)) if own >= of_all.saturating_sub(window_ms) => Self::Active,
             _ => Self::Stale,
         }
@@ -67,9 +126,9 @@ pub struct GpuResource {
 }
 
 impl GpuResource {
-    /// A GPU of a host.
-    pub fn of(place: (&str, &Cluster, &str), state: &GpuState, window_ms: i64) -> Self {
-        let (cluster_id, cluster, host) = place;
+    /// A GPU of a host: its cluster's id and newest instant, and the host's name.
+    pub fn of(place: (&str, Option<i64>, &str), state: &GpuState, window_ms: i64) -> Self {
+        let (cluster_id, of_cluster, host) = place;
         let newest = state.latest.newest();
         let Gpu { id, uuid, index, device, model, driver, mig_profile } = &state.about;
         Self {
@@ -78,7 +137,7 @@ impl GpuResource {
             hostname: host.to_owned(),
             name: known(model),
             device: known(device),
-            status: Status::of(newest, cluster, window_ms),
+            status: Status::of(newest, of_cluster, window_ms),
             gpu_id: id.to_string(),
             cluster_id: cluster_id.to_owned(),
             driver_version: known(driver),
@@ -159,7 +218,7 @@ impl HostResource {
             host_id: name.to_owned(),
             hostname: name.to_owned(),
             cluster_id: cluster_id.to_owned(),
-            status: Status::of(host.newest, cluster, window),
+            status: Status::of(host.newest, cluster.newest(), window),
             gpu_count: host.gpus.len(),
             created_at: host.created_at,
             last_seen: host.newest.map(Timestamp::saturating_from_millis),
@@ -197,6 +256,9 @@ pub struct HostList {
     pub count: usize,
     /// The hosts, by name
     pub hosts: Vec<HostResource>,
+    /// Where to go on, if there are more
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 /// A cluster.
@@ -283,12 +345,15 @@ pub struct ClusterList {
     pub clusters: Vec<ClusterResource>,
     /// The clusters once more
     pub data: Vec<ClusterResource>,
+    /// Where to go on, if there are more
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 /// All that was measured of one GPU (or of a host itself) at one instant.
 ///
 /// A metric that was not measured then is absent.
-#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct Row {
     /// `{host}_{index of the GPU}_{seconds since the epoch}`
     #[schema(example = "dgx-001_0_1752871354")]

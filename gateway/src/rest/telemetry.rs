@@ -6,29 +6,29 @@ use std::{
 };
 
 use axum::{
-    Json,
+    Extension,
     extract::State,
     response::{IntoResponse, Response},
 };
-use nexus_common::model::{ClusterId, GpuId, HostName};
+use nexus_common::model::{ClusterId, GpuId, HostName, MetricName};
 use serde::Serialize;
 
 use super::{
-    gpus,
-    params::{
-        At, Checked, LatestSearch, PageParams, PlaceParams, Places, Search, Segments, Span,
-        SpanParams,
-    },
+    export, gpus,
+    listing::{Format, Listing},
+    params::{At, Checked, PageParams, Segments, Wanted},
     resources::{MetricsList, Row, RowData, TelemetryList},
+    span::{LatestSearch, MetricParams, PlaceParams, Places, Search, Span, SpanParams},
 };
 use crate::{
     view::{GpuPlace, Host, Latest, Query, Snapshot, Target, Which},
-    web::{ApiError, App, REVISION},
+    web::{ApiError, App, Basis, REVISION},
 };
 
 /// Telemetry of one GPU
 ///
-/// Rows by time, ascending. Without `start_time` the newest ones.
+/// Rows by time, ascending. Without `start_time` the newest ones. With `Accept: text/csv` or
+/// `application/x-ndjson` all rows, written as they are read.
 #[utoipa::path(get, path = "/api/v1/gpus/{uuid}/telemetry", operation_id = "getGpuTelemetry",
     tag = "gpus",
     params(("uuid" = String, Path, description = "UUID or id of the GPU",
@@ -39,17 +39,21 @@ pub(super) async fn of_gpu(
     At(snapshot): At,
     Segments(uuid): Segments<String>,
     Checked(span): Checked<Span>,
+    Wanted(format): Wanted,
 ) -> Result<Response, ApiError> {
     if snapshot.places_of(&uuid).is_empty() {
         return Err(ApiError::not_found("GPU", &uuid));
     }
-    let find = |s: &Snapshot| targets_of(s.places_of(&uuid));
-    answer(&app, snapshot, &span, find, row_data).await
+    let basis = Basis::hosts(&snapshot, &targets_of(snapshot.places_of(&uuid)));
+    let find = move |s: &Snapshot| targets_of(s.places_of(&uuid));
+    let answered = answer(app, snapshot, span, format, find, row_data).await?;
+    Ok((Extension(basis), answered).into_response())
 }
 
 /// Telemetry of one GPU of a host
 ///
-/// Rows by time, ascending. Without `start_time` the newest ones.
+/// Rows by time, ascending. Without `start_time` the newest ones. With `Accept: text/csv` or
+/// `application/x-ndjson` all rows, written as they are read.
 #[utoipa::path(get, path = "/api/v1/clusters/{cluster_id}/hosts/{host_id}/gpus/{gpu_id}/telemetry",
     operation_id = "getClusterGpuTelemetry", tag = "clusters",
     params(("cluster_id" = String, Path, description = "The cluster", example = "local-cluster"),
@@ -62,16 +66,15 @@ pub(super) async fn of_host_gpu(
     At(snapshot): At,
     Segments(path): Segments<(String, String, String)>,
     Checked(span): Checked<Span>,
+    Wanted(format): Wanted,
 ) -> Result<Response, ApiError> {
-    on_host(&snapshot, &path)?;
-    let find = |s: &Snapshot| on_host(s, &path).unwrap_or_default();
-    answer(&app, snapshot, &span, find, |telemetry, next_cursor| TelemetryList {
+    let list = |telemetry: Vec<Row>, next_cursor| TelemetryList {
         success: true,
         count: telemetry.len(),
         telemetry,
         next_cursor,
-    })
-    .await
+    };
+    of_place(app, snapshot, path, span, format, list).await
 }
 
 /// Metrics of one GPU of a host
@@ -89,22 +92,36 @@ pub(super) async fn metrics(
     At(snapshot): At,
     Segments(path): Segments<(String, String, String)>,
     Checked(span): Checked<Span>,
+    Wanted(format): Wanted,
 ) -> Result<Response, ApiError> {
-    on_host(&snapshot, &path)?;
-    let find = |s: &Snapshot| on_host(s, &path).unwrap_or_default();
-    answer(&app, snapshot, &span, find, |metrics, next_cursor| MetricsList {
+    let list = |metrics: Vec<Row>, next_cursor| MetricsList {
         success: true,
         count: metrics.len(),
         metrics,
         next_cursor,
-    })
-    .await
+    };
+    of_place(app, snapshot, path, span, format, list).await
+}
+
+/// Rows of one GPU of a host, as `list` shapes them.
+async fn of_place<T: Serialize>(
+    app: App,
+    snapshot: Arc<Snapshot>,
+    path: (String, String, String),
+    span: Span,
+    format: Format,
+    list: impl FnOnce(Vec<Row>, Option<String>) -> T,
+) -> Result<Response, ApiError> {
+    let basis = Basis::hosts(&snapshot, &on_host(&snapshot, &path)?);
+    let find = move |s: &Snapshot| on_host(s, &path).unwrap_or_default();
+    let answered = answer(app, snapshot, span, format, find, list).await?;
+    Ok((Extension(basis), answered).into_response())
 }
 
 /// Telemetry of anything
 ///
 /// Rows of all GPUs and hosts that match, by time, ascending. Without `start_time` the newest
-/// ones.
+/// ones. With `Accept: text/csv` or `application/x-ndjson` all rows, written as they are read.
 #[utoipa::path(get, path = "/api/v1/telemetry", operation_id = "listTelemetry", tag = "telemetry",
     params(PlaceParams, SpanParams),
     responses((status = 200, description = "The rows", body = RowData)))]
@@ -112,43 +129,43 @@ pub(super) async fn list(
     State(app): State<App>,
     At(snapshot): At,
     Checked(Search(places, span)): Checked<Search>,
+    Wanted(format): Wanted,
 ) -> Result<Response, ApiError> {
-    let find = |s: &Snapshot| matching(s, &places).into_iter().map(|(t, _)| t).collect();
-    answer(&app, snapshot, &span, find, row_data).await
+    let find = move |s: &Snapshot| matching(s, &places).into_iter().map(|(t, _)| t).collect();
+    answer(app, snapshot, span, format, find, row_data).await
 }
 
 /// The latest of each GPU and host
 ///
 /// One row each: the newest value of every metric. `timestamp` is the newest of their instants.
 #[utoipa::path(get, path = "/api/v1/telemetry/latest", operation_id = "listLatestTelemetry",
-    tag = "telemetry", params(PlaceParams, PageParams),
+    tag = "telemetry", params(PlaceParams, MetricParams, PageParams),
     responses((status = 200, description = "The rows, by cluster, host and GPU",
         body = RowData)))]
 pub(super) async fn latest(
     At(snapshot): At,
     Checked(search): Checked<LatestSearch>,
-) -> Json<RowData> {
+) -> Listing<RowData> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     for (target, host) in matching(&snapshot, &search.places) {
-        for (cursor, row) in latest_rows(&target, host) {
-            rows.insert(cursor, row);
-        }
+        rows.extend(latest_rows(&target, host, search.metrics.as_deref()));
     }
-    let mut rows: Vec<(String, Row)> = match &search.cursor {
-        Some(after) => rows.into_iter().filter(|(cursor, _)| cursor > after).collect(),
-        None => rows.into_iter().collect(),
-    };
-    let more = rows.len() > search.limit;
-    rows.truncate(search.limit);
-    let next = rows.last().filter(|_| more).map(|(cursor, _)| cursor.clone());
-    Json(row_data(rows.into_iter().map(|(_, row)| row).collect(), next))
+    let all: Vec<(String, Row)> = rows.into_iter().collect();
+    let (rows, next) = search.part.of(all, |(cursor, _)| cursor.clone());
+    let list = row_data(rows.into_iter().map(|(_, row)| row).collect(), next.clone());
+    Listing { list, next, fields: search.part.fields }
 }
 
-fn latest_rows(target: &Target, host: &Host) -> Vec<(String, Row)> {
+fn latest_rows(
+    target: &Target,
+    host: &Host,
+    metrics: Option<&BTreeSet<MetricName>>,
+) -> Vec<(String, Row)> {
     let place = (target.cluster.as_str(), target.host.as_str());
     let row = |gpu: Option<&nexus_common::model::Gpu>, latest: &Latest| {
-        let at = latest.newest()?;
-        let values = latest.iter().map(|(m, l, _, v)| (m, l, v));
+        let wanted = || latest.iter().filter(|(m, ..)| metrics.is_none_or(|all| all.contains(*m)));
+        let at = wanted().map(|(_, _, at, _)| at).max()?;
+        let values = wanted().map(|(m, l, _, v)| (m, l, v));
         let id = gpu.map_or("", |g| g.id.as_str());
         let cursor = format!("{}~{}~{id}", place.0, place.1);
         Some((cursor, Row::new(place, gpu.map(|g| (g.index.clone(), Some(g))), at, values)))
@@ -168,32 +185,41 @@ fn row_data(data: Vec<Row>, next_cursor: Option<String>) -> RowData {
 
 /// Asks the view and says which revision the answer is of: it may be newer than the request's.
 async fn answer<T: Serialize>(
-    app: &App,
+    app: App,
     snapshot: Arc<Snapshot>,
-    span: &Span,
-    find: impl Fn(&Snapshot) -> Vec<Target>,
+    span: Span,
+    format: Format,
+    find: impl Fn(&Snapshot) -> Vec<Target> + Send + Sync + 'static,
     list: impl FnOnce(Vec<Row>, Option<String>) -> T,
 ) -> Result<Response, ApiError> {
-    let ask = |s: &Snapshot| Query {
-        targets: find(s),
-        start: span.start,
-        end: span.end,
-        after: span.after.clone(),
-        newest: span.newest,
-        limit: span.limit,
-        metrics: None,
-        step: None,
-    };
-    let answer = app.view.points(snapshot, ask).await?;
+    if format != Format::Json {
+        return export::answer(app, snapshot, span, format, find).await;
+    }
+    let answer = app.view.points(snapshot, |s| query(&span, find(s), span.rows())).await?;
     let rows = answer.points.iter().map(|point| Row::of(point, &answer.snapshot)).collect();
     let next = answer.next.map(|key| key.to_text());
-    let mut response = Json(list(rows, next)).into_response();
+    let list = list(rows, next.clone());
+    let mut response = Listing { list, next, fields: span.fields }.into_response();
     response.headers_mut().insert(REVISION, answer.snapshot.revision.into());
     Ok(response)
 }
 
+/// At most `limit` rows of what a span is about.
+pub(super) fn query(span: &Span, targets: Vec<Target>, limit: usize) -> Query {
+    Query {
+        targets,
+        start: span.start,
+        end: span.end,
+        after: span.after.clone(),
+        newest: span.newest,
+        limit,
+        metrics: span.metrics.clone(),
+        step: span.step,
+    }
+}
+
 /// GPUs by place, as targets: one for each host.
-fn targets_of(places: Vec<GpuPlace>) -> Vec<Target> {
+pub(crate) fn targets_of(places: Vec<GpuPlace>) -> Vec<Target> {
     let mut hosts: BTreeMap<(ClusterId, HostName), BTreeSet<GpuId>> = BTreeMap::new();
     for GpuPlace { cluster, host, gpu } in places {
         hosts.entry((cluster, host)).or_default().insert(gpu);
@@ -224,7 +250,7 @@ fn on_host(
 }
 
 /// Hosts that match, and which of their series.
-fn matching<'a>(snapshot: &'a Snapshot, places: &Places) -> Vec<(Target, &'a Host)> {
+pub(crate) fn matching<'a>(snapshot: &'a Snapshot, places: &Places) -> Vec<(Target, &'a Host)> {
     let wanted = |given: &Option<String>, id: &str| given.as_deref().is_none_or(|g| g == id);
     let mut targets = Vec::new();
     // A GPU by UUID or id is looked up; only with a host may it be an index.

@@ -47,7 +47,9 @@ pub use live::{
 pub use meters::Meters;
 pub use points::{Point, PointKey};
 pub use query::{Answer, Query, QueryError, Target, Which};
-pub use snapshot::{Cluster, GpuPlace, GpuState, Host, Latest, QueueTotals, QueuedPart, Snapshot};
+pub use snapshot::{
+    Cluster, GpuPlace, GpuPlaces, GpuState, Host, Latest, QueueTotals, QueuedPart, Snapshot,
+};
 pub use windows::{Agg, Step};
 
 /// A handle to the view, cheap to clone.

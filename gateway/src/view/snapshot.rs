@@ -34,10 +34,13 @@ pub struct Snapshot {
     /// Clusters that were seen.
     pub clusters: BTreeMap<ClusterId, Arc<Cluster>>,
     /// Where a GPU is, by its id and by its UUID.
-    pub gpus: Arc<BTreeMap<String, BTreeSet<GpuPlace>>>,
+    pub gpus: Arc<GpuPlaces>,
     /// What is still in the queue, or known only from there.
     pub queue: QueueTotals,
 }
+
+/// Where GPUs are, by id and by UUID.
+pub type GpuPlaces = BTreeMap<String, BTreeSet<GpuPlace>>;
 
 /// Where a GPU is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

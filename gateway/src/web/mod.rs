@@ -1,6 +1,7 @@
 //! What all answers have in common: the router, problems, headers, metrics, the document.
 
 mod admit;
+mod answers;
 mod observe;
 mod openapi;
 mod origins;
@@ -8,7 +9,7 @@ mod pages;
 mod problem;
 mod streams;
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state};
 use nexus_common::{
@@ -21,7 +22,9 @@ use tower_http::{CompressionLevel, catch_panic::CatchPanicLayer, compression::Co
 use utoipa_axum::router::OpenApiRouter;
 
 pub use admit::bearer;
+pub use answers::{Answers, Basis, NextPage};
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
+use openapi::Group;
 pub use openapi::document;
 pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
@@ -29,9 +32,26 @@ pub use streams::{Protocol, Stream, StreamArgs, Streams, write_update};
 
 use crate::{auth::Auth, rest, view::View, websocket};
 
-/// What handlers need, cheap to clone.
+/// What handlers need. Each layer takes a clone for each request, so all of it is behind one count.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<AppParts>);
+
+impl Deref for App {
+    type Target = AppParts;
+
+    fn deref(&self) -> &AppParts {
+        &self.0
+    }
+}
+
+impl From<AppParts> for App {
+    fn from(parts: AppParts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+/// What an [`App`] holds.
+pub struct AppParts {
     /// Where answers come from.
     pub view: View,
     /// The process' metrics.
@@ -44,6 +64,10 @@ pub struct App {
     pub origins: Arc<Origins>,
     /// Requests, counted.
     pub http: HttpMeters,
+    /// Answers that are still right.
+    pub answers: Arc<Answers>,
+    /// Turns for exports: an answer that is written for long.
+    pub exports: Arc<Semaphore>,
     /// Turns for requests: as many as may be answered at once.
     pub turns: Arc<Semaphore>,
     /// The cluster this gateway is set to.
@@ -61,6 +85,8 @@ pub struct App {
 /// Requests that are answered at once; more are told to come again. Each may hold an answer of
 /// some MiB.
 pub const REQUESTS_MAX: usize = 512;
+/// Exports that are written at once. Each reads blocks as fast as its client takes rows.
+pub const EXPORTS_MAX: usize = 8;
 /// Largest body of a request. Queries of people are a few KiB.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
@@ -83,12 +109,30 @@ pub fn router(app: App) -> Router {
     routes.with_state(app)
 }
 
-/// Every documented route: those that anybody may ask, and behind [`admit`] those that need a
-/// token once there are any. A route that lets in by itself (a WebSocket) is one of the former.
+/// Every documented route, by who is let in. A route that lets in by itself (a WebSocket) is
+/// among the open ones.
+fn groups() -> [(Group, OpenApiRouter<App>); 3] {
+    let mut groups = [
+        (Group::Open, rest::open_routes().merge(websocket::routes())),
+        (Group::Guarded, rest::routes()),
+        (Group::Kept, rest::routes_of_snapshots()),
+    ];
+    for (group, routes) in &mut groups {
+        openapi::describe(*group, routes.get_openapi_mut());
+    }
+    groups
+}
+
+/// The routes behind the layers of their group.
 fn documented(app: &App) -> OpenApiRouter<App> {
-    let guarded = rest::routes().route_layer(from_fn_with_state(app.clone(), admit::admit));
-    OpenApiRouter::with_openapi(openapi::head())
-        .merge(rest::open_routes())
-        .merge(websocket::routes())
-        .merge(guarded)
+    let admit = || from_fn_with_state(app.clone(), admit::admit);
+    let remember = || from_fn_with_state(app.clone(), answers::remember);
+    let head = OpenApiRouter::with_openapi(openapi::head());
+    groups().into_iter().fold(head, |all, (group, routes)| {
+        all.merge(match group {
+            Group::Open => routes,
+            Group::Guarded => routes.route_layer(admit()),
+            Group::Kept => routes.route_layer(remember()).route_layer(admit()),
+        })
+    })
 }

@@ -98,6 +98,12 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "loading", detail)
     }
 
+    /// Something of ours failed; the log says what.
+    pub fn internal() -> Self {
+        let detail = "the gateway failed at this request; the log says more";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    }
+
     /// As a problem of one request.
     pub fn problem(&self, path: &str, request_id: &str) -> Problem {
         let (parameter, allowed) = self.parameter.clone().unzip();

@@ -30,6 +30,8 @@ fn everything(snapshot: &Snapshot) -> Query {
         after: None,
         newest: true,
         limit: 10_000,
+        metrics: None,
+        step: None,
     }
 }
 

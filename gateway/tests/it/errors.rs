@@ -55,7 +55,7 @@ async fn every_error_is_a_problem_that_names_what_is_wrong() {
         "/api/v1/gpus?status=broken",
         "/api/v1/gpus?colour=red",
         "/api/v1/hosts?cursor=x&cursor=y",
-        "/api/v1/clusters?limit=1",
+        "/api/v1/clusters?colour=red",
         "/health?x=1",
         "/readyz?verbose=perhaps",
         "/api/v1/gpus?limit=%ff",

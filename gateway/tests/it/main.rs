@@ -13,5 +13,6 @@ mod outage;
 mod pipeline;
 mod routes;
 mod rows;
+mod selection;
 mod serve;
 mod websocket;

@@ -23,7 +23,7 @@ fn seconds(of: std::ops::Range<i64>) -> Vec<i64> {
 
 /// Two GPUs over a hundred seconds: overlapping blocks, a merged block, and a queue, none of
 /// them in the order of time.
-async fn interleaved() -> (TestEtcd, Pipeline, Gateway) {
+pub(crate) async fn interleaved() -> (TestEtcd, Pipeline, Gateway) {
     let etcd = TestEtcd::start();
     let mut pipeline = Pipeline::new(&etcd).await;
     let lanes = pipeline.source("demo", 2).await;
@@ -43,7 +43,7 @@ async fn interleaved() -> (TestEtcd, Pipeline, Gateway) {
     (etcd, pipeline, gateway)
 }
 
-fn value(gpu: usize, at: i64) -> f64 {
+pub(crate) fn value(gpu: usize, at: i64) -> f64 {
     gpu as f64 * 1000.0 + ((at - T0) / 1000) as f64
 }
 

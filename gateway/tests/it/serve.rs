@@ -129,7 +129,8 @@ impl Gateway {
                 headers: headers
                     .map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned()))
                     .collect(),
-                text: response.body_mut().read_to_string().unwrap(),
+                text: String::from_utf8_lossy(&response.body_mut().read_to_vec().unwrap())
+                    .into_owned(),
             }
         };
         tokio::task::spawn_blocking(call).await.unwrap()
