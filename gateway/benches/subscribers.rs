@@ -168,8 +168,9 @@ async fn fan(with_stuck: bool) {
         let stuck_now = round % 2 == 1;
         let number = if stuck_now { setting("STUCK", 1000) } else { 0 };
         let (end, ended) = watch::channel(false);
-        let stuck: JoinSet<()> =
-            (0..number).map(|index| stuck(address, index, ended.clone())).collect();
+        let stuck: JoinSet<()> = (0..number)
+            .map(|index| stuck(address, index, subscribe_to(index), ended.clone()))
+            .collect();
         let before = gateway.figures();
         let sampling = async {
             sleep(Duration::from_secs(seconds as u64)).await;

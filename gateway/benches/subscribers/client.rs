@@ -179,14 +179,18 @@ fn next(buffer: &[u8], at: usize) -> Option<(u8, usize, usize)> {
     (end <= buffer.len()).then_some((first, payload, end))
 }
 
-/// Wants everything and reads nothing; comes again whenever it must have been cut off. Ends when
-/// `end` is dropped.
-pub(crate) async fn stuck(address: SocketAddr, index: usize, mut end: watch::Receiver<bool>) {
+/// Subscribes and reads nothing; comes again whenever it must have been cut off. Ends when `end`
+/// is dropped.
+pub(crate) async fn stuck(
+    address: SocketAddr,
+    index: usize,
+    frame: String,
+    mut end: watch::Receiver<bool>,
+) {
     // Not all at once.
     sleep(Duration::from_millis(index as u64 * 3)).await;
-    let all = r#"{"type":"subscribe","topic":"telemetry","from":"latest"}"#;
     loop {
-        let stream = open(address, Some(4096), all).await;
+        let stream = open(address, Some(4096), &frame).await;
         if timeout(Duration::from_secs(9), end.changed()).await.is_ok() {
             return;
         }
