@@ -140,6 +140,14 @@ impl Pulse {
     fn follow(etcd: &Etcd) -> Self {
         let (beats, stop) =
             (Arc::<Mutex<BTreeMap<_, Vec<_>>>>::default(), CancellationToken::new());
+        // One who only watches finds out last that a member is silent.
+        let (asking, asked) = (etcd.clone(), stop.clone());
+        tokio::spawn(async move {
+            while !asked.is_cancelled() {
+                let _ = asking.revision().await; // what counts is that it is asked
+                sleep(10 * LOOK).await;
+            }
+        });
         for path in ["shards/", "commits/"] {
             let (tell, mut events) = mpsc::channel(1024);
             tokio::spawn(follow(etcd.clone(), etcd.keyspace().prefix(path), tell, stop.clone()));

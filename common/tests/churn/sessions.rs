@@ -78,7 +78,7 @@ pub(crate) async fn session(scale: Scale, mut report: Report) -> Report {
     report.fact("writes of owners that lost a claim unawares, refused", refused, "-", true);
     report.times("revoked lease noticed, lease 3 s", noticed, None);
     report.times("session lost, until it has another and claims under it", back, Some(BACK_MAX));
-    report.times("deleted claim, until claimed again", reclaimed, Some(Duration::from_secs(4)));
+    report.times("deleted claim, until claimed again", reclaimed, None);
     immortal(&mut flow, &mut report).await;
     flow.assert_unfinished().await;
     flow.finish(&mut report).await;
