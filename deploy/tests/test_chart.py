@@ -36,12 +36,13 @@ MATRIX = {
     "no streamers": ["nexusStreamer.enabled=false"],
     "ingress": ["nexusGateway.ingress.enabled=true", "nexusGateway.ingress.className=nginx", "nexusGateway.ingress.tls[0].secretName=t"],
     "tokens and TLS": ["nexusGateway.auth.existingSecret=tokens", "nexusGateway.tls.existingSecret=tls"],
+    "REST alone": ["nexusGateway.graphql.enabled=false", "nexusGateway.websocket.enabled=false"],
     "origins": ["nexusGateway.cors.enabled=true", "nexusGateway.cors.allowedOrigins={https://a.example}"],
     "autoscaling": [f"{role}.autoscaling.enabled=true" for role in ("nexusStreamer", "nexusCollector", "nexusGateway")],
     "autoscaling by the queue": ["nexusCollector.autoscaling.enabled=true", "nexusCollector.autoscaling.targetCPUUtilizationPercentage=0", "nexusCollector.autoscaling.queuedMessagesPerReplica=100"],
     "no budgets": [f"{role}.podDisruptionBudget.enabled=false" for role in ("nexusStreamer", "nexusCollector", "nexusGateway", "etcd")],
     "no policies": ["networkPolicy.enabled=false"],
-    "monitored": ["metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true", "metrics.dashboards.enabled=true"],
+    "monitored": ["metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true", "metrics.dashboards.enabled=true", "metrics.serviceMonitor.gatewayToken.existingSecret=t"],
     "no account of its own": ["serviceAccount.create=false"],
     "no tests": ["tests.enabled=false"],
     "placed": ["nexusGateway.nodeSelector.disk=ssd", "etcd.tolerations[0].key=etcd", "etcd.tolerations[0].operator=Exists", "nexusCollector.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].key=gpu", "nexusCollector.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].operator=DoesNotExist"],
@@ -267,9 +268,9 @@ class Knobs(unittest.TestCase):
     def test_every_variable_is_one_that_the_programs_read(self):
         source = Path(__file__).resolve().parents[2]
         known = set()
-        for file in ("common/src/runtime/config.rs", "streamer/src/args.rs", "collector/src/args.rs", "gateway/src/server.rs"):
-            text = (source / file).read_text()
-            known |= {part.split('"')[0] for part in text.split('env = "')[1:]}
+        for crate in ("common", "streamer", "collector", "gateway"):
+            for file in (source / crate / "src").rglob("*.rs"):
+                known |= set(re.findall(r'env = "([A-Z_]+)"', file.read_text()))
         sets = [one for sets in MATRIX.values() for one in sets if one.startswith(("nexusGateway.", "nexusStreamer.replay", "nexusStreamer.csv.configMap"))]
         sets = [one for one in sets if "autoscaling" not in one and "digest" not in one]
         used = set()
