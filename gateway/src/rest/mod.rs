@@ -44,7 +44,6 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(health::metrics))
         .routes(routes!(health::audit))
-        .routes(routes!(stream::stream))
         .routes(routes!(stats::stats))
         .routes(routes!(stream::stream))
 }
