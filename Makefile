@@ -9,12 +9,17 @@ STREAMER_INSTANCES ?= $(INSTANCES)
 COLLECTOR_INSTANCES ?= $(INSTANCES)
 API_GW_INSTANCES ?= $(INSTANCES)
 
+K8S_KNOBS = STREAMER_INSTANCES='$(STREAMER_INSTANCES)' COLLECTOR_INSTANCES='$(COLLECTOR_INSTANCES)' \
+	API_GW_INSTANCES='$(API_GW_INSTANCES)'
+
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-etcd35 test-api audit-graphql churn lint fuzz deny bench bench-api bench-start generate-swagger clean
+	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-start \
+	generate-swagger dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
+	k8s-status-nexus k8s-logs-nexus k8s-undeploy-nexus k8s-port-forward kind-deploy
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 } /^##@ / { printf "\n%s\n", substr($$0, 5) }' $(MAKEFILE_LIST)
@@ -38,6 +43,7 @@ test: ## All tests; installs etcd and protoc first when they are missing
 	cargo test --workspace
 	@scripts/check.sh
 	@scripts/smoke.sh
+	@scripts/test-deploy.sh
 	@scripts/churn.sh short
 test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
 	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
@@ -66,6 +72,10 @@ generate-swagger: build-nexus ## Write docs/openapi.json and docs/schema.graphql
 		|| { rm -f docs/openapi.json.new; exit 1; }
 	@$(BIN)/nexus-gateway schema > docs/schema.graphql.new && mv docs/schema.graphql.new docs/schema.graphql \
 		|| { rm -f docs/schema.graphql.new; exit 1; }
+test-deploy: ## Check deploy/ without a cluster: chart, images' recipe, units
+	@scripts/test-deploy.sh
+dist: ## Programs, man pages, completions, units and chart as a tarball, with checksums
+	@scripts/dist.sh
 clean: ## Remove what was built and logged; never what etcd stores
 	@scripts/clean.sh
 
@@ -100,3 +110,21 @@ scale-logs: ## Follow the logs (NAME=collector, NAME=gateway-1, NAME=etcd)
 	@scripts/logs.sh '$(NAME)'
 scale-stop: ## Drain and stop every instance; etcd keeps running
 	@scripts/scale.sh all 0
+
+##@ Containers and Kubernetes (DOCKER_REGISTRY, TAG, NAMESPACE=telemetry-system, and the instance knobs)
+docker-build-nexus: ## Images of the three programs
+	@scripts/docker.sh build
+docker-push-nexus: ## Push them to DOCKER_REGISTRY
+	@scripts/docker.sh push
+k8s-deploy-nexus: ## Install or scale: STREAMER_INSTANCES, COLLECTOR_INSTANCES, API_GW_INSTANCES
+	@$(K8S_KNOBS) scripts/k8s.sh deploy
+k8s-status-nexus: ## Pods, services, volumes
+	@scripts/k8s.sh status
+k8s-logs-nexus: ## Follow the logs (NAME=collector)
+	@NAME='$(NAME)' scripts/k8s.sh logs
+k8s-undeploy-nexus: ## Uninstall; volumes stay
+	@scripts/k8s.sh undeploy
+k8s-port-forward: ## The API at 127.0.0.1:8080
+	@scripts/k8s.sh port-forward
+kind-deploy: ## A kind cluster with images built here
+	@$(K8S_KNOBS) scripts/k8s.sh kind

@@ -10,4 +10,5 @@ need etcd etcdctl cargo
 files=$((${SUBSCRIBERS:-5000} + ${STUCK:-1000} + 1000))
 ulimit -n "$files" 2>/dev/null || die "bench-live: $files open files are needed, the limit is $(ulimit -Hn): raise it, or set SUBSCRIBERS"
 cargo build --release --workspace --bins
+export NEXUS_BIN_DIR=$BIN_DIR
 exec cargo bench -p nexus-gateway --bench subscribers

@@ -35,7 +35,25 @@ ask_as_told() {
     while read -r url; do
         try curl -fsS --noproxy '*' --max-time 5 -o /dev/null "${url//127.0.0.1:8080/127.0.0.1:$GATEWAY_PORT_BASE}"
     done < <(grep -oE "^curl '[^']+'" README.md | cut -d"'" -f2)
-    try curl -fsS --noproxy '*' --max-time 5 -o /dev/null "http://127.0.0.1:$GATEWAY_PORT_BASE/swagger/"
+    for url in swagger/ graphql; do
+        try curl -fsS --noproxy '*' --max-time 5 -H 'Accept: text/html' -o /dev/null "http://127.0.0.1:$GATEWAY_PORT_BASE/$url"
+    done
+    while read -r url; do
+        try first_event "${url//127.0.0.1:8080/127.0.0.1:$GATEWAY_PORT_BASE}"
+    done < <(grep -oE "^curl -N '[^']+'" README.md | cut -d"'" -f2)
+    # From npm, where there is npm: the client that people know.
+    if have npx; then try wscat_hears; else say "smoke: no npx here: wscat was not tried"; fi
+}
+
+# first_event URL: whether a stream of events begins to tell.
+first_event() { grep -m1 '^event: telemetry_update' < <(timeout 10 curl -fsSN --noproxy '*' "$1"); }
+
+# wscat_hears: the README's wscat, on our port.
+wscat_hears() {
+    local line
+    line=$(grep -m1 '^npx wscat' README.md)
+    line=${line//127.0.0.1:8080/127.0.0.1:$GATEWAY_PORT_BASE}
+    grep -m1 telemetry_update < <(timeout 60 bash -c "${line/npx/npx --yes}" </dev/null)
 }
 
 cd "$here"

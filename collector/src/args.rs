@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
-use nexus_common::{model::InstanceId, runtime::CommonArgs};
+use nexus_common::{
+    model::InstanceId,
+    runtime::{Chore, CommonArgs, version},
+};
 
-use crate::show::ShowArgs;
+use crate::{check::AuditArgs, show::ShowArgs};
 
 /// Takes GPU telemetry from the queue in etcd and commits it into the store in etcd
 #[derive(Debug, Parser)]
-#[command(name = "nexus-collector", version, args_conflicts_with_subcommands = true)]
+#[command(name = "nexus-collector", version = version(), args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -23,6 +26,10 @@ enum Command {
     Run(Box<Args>),
     /// Print a message or block: the binary values in etcd
     Show(Box<ShowArgs>),
+    /// Check that no sample is lost and none is there twice; fails if one is
+    Audit(Box<AuditArgs>),
+    #[command(flatten)]
+    Chore(Chore),
 }
 
 /// Flags of `run`.
@@ -71,6 +78,10 @@ pub enum Asked {
     Run(Box<Args>),
     /// Print a value.
     Show(Box<ShowArgs>),
+    /// Check the conservation law.
+    Audit(Box<AuditArgs>),
+    /// What every program can do.
+    Chore(Chore),
 }
 
 impl Cli {
@@ -79,6 +90,8 @@ impl Cli {
         match self.command {
             Some(Command::Run(args)) => Asked::Run(args),
             Some(Command::Show(args)) => Asked::Show(args),
+            Some(Command::Audit(args)) => Asked::Audit(args),
+            Some(Command::Chore(chore)) => Asked::Chore(chore),
             None => Asked::Run(Box::new(self.args)),
         }
     }

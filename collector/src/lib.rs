@@ -4,6 +4,7 @@
 pub mod args;
 mod audit;
 mod backlog;
+pub mod check;
 mod janitor;
 mod merge;
 mod partition;

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use nexus_collector::{
     args::{Asked, Cli},
+    check::check,
     run,
     show::show,
 };
@@ -14,6 +16,8 @@ async fn main() -> ExitCode {
     let result = match parse_args::<Cli>(std::env::args_os()).asked() {
         Asked::Run(args) => run(*args).await,
         Asked::Show(args) => show(*args).await,
+        Asked::Audit(args) => check(*args).await,
+        Asked::Chore(chore) => chore.run(Cli::command()),
     };
     conclude("nexus-collector", result)
 }

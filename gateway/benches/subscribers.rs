@@ -52,6 +52,14 @@ fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
+/// Where a program is: in NEXUS_BIN_DIR, or beside this.
+fn binary(role: &str) -> PathBuf {
+    let beside = PathBuf::from(env!("CARGO_BIN_EXE_nexus-gateway"));
+    let name = format!("nexus-{role}");
+    std::env::var("NEXUS_BIN_DIR")
+        .map_or(beside.with_file_name(&name), |dir| Path::new(&dir).join(name))
+}
+
 /// A process of ours; ended with this.
 struct Process(Child);
 
@@ -64,8 +72,7 @@ impl Drop for Process {
 
 impl Process {
     fn start(role: &str, etcd: &TestEtcd, flags: &[&str]) -> Self {
-        let gateway = PathBuf::from(env!("CARGO_BIN_EXE_nexus-gateway"));
-        let program = gateway.with_file_name(format!("nexus-{role}"));
+        let program = binary(role);
         let mut command = Command::new(&program);
         command.arg("run").args(flags).env("ETCD_ENDPOINTS", etcd.endpoint());
         command.env("LOG_LEVEL", "warn").stdout(Stdio::null());
@@ -161,8 +168,9 @@ async fn fan(with_stuck: bool) {
         let stuck_now = round % 2 == 1;
         let number = if stuck_now { setting("STUCK", 1000) } else { 0 };
         let (end, ended) = watch::channel(false);
-        let stuck: JoinSet<()> =
-            (0..number).map(|index| stuck(address, index, ended.clone())).collect();
+        let stuck: JoinSet<()> = (0..number)
+            .map(|index| stuck(address, index, subscribe_to(index), ended.clone()))
+            .collect();
         let before = gateway.figures();
         let sampling = async {
             sleep(Duration::from_secs(seconds as u64)).await;
@@ -239,11 +247,10 @@ async fn flow() {
 }
 
 fn generate(csv: &Path, seconds: usize) {
-    let program =
-        PathBuf::from(env!("CARGO_BIN_EXE_nexus-gateway")).with_file_name("nexus-streamer");
     let (hosts, gpus, seconds) = (HOSTS.to_string(), GPUS.to_string(), seconds.to_string());
     let flags = ["--hosts", &hosts, "--gpus-per-host", &gpus, "--seconds", &seconds, "--seed", "1"];
-    let status = Command::new(program).arg("generate").args(flags).arg("--out").arg(csv).status();
+    let status =
+        Command::new(binary("streamer")).arg("generate").args(flags).arg("--out").arg(csv).status();
     assert!(status.unwrap().success());
 }
 

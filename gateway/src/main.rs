@@ -1,5 +1,6 @@
 //! nexus-gateway: serves REST out of etcd.
 
+use clap::CommandFactory;
 use nexus_common::runtime::parse_args;
 use nexus_gateway::server::{Cli, Command, TokenCommand, new_token, run};
 
@@ -8,6 +9,7 @@ fn main() -> anyhow::Result<()> {
     let args = match cli.command {
         None => cli.run,
         Some(Command::Run(args)) => *args,
+        Some(Command::Chore(chore)) => return chore.run(Cli::command()),
         Some(Command::Openapi) => {
             println!("{}", nexus_gateway::web::document().to_pretty_json()?);
             return Ok(());

@@ -11,7 +11,9 @@ use anyhow::Context;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nexus_common::{
     model::{InstanceId, Role},
-    runtime::{self, CommonArgs, Connections, ConnectionsMax, Life, Process, ServeOptions},
+    runtime::{
+        self, Chore, CommonArgs, Connections, ConnectionsMax, Life, Process, ServeOptions, version,
+    },
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 
@@ -20,7 +22,7 @@ use crate::{
     rest::Instances,
     tls::{Tls, TlsError, TlsFiles},
     view::View,
-    web::{self, Answers, App, HttpMeters, Origin, Origins, StreamArgs, Streams},
+    web::{self, Answers, App, AppParts, HttpMeters, Origin, Origins, StreamArgs, Streams},
 };
 
 /// How long running requests may take to end once the process is told to: a little longer than
@@ -31,7 +33,7 @@ const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "nexus-gateway", version, about = "Serves GPU telemetry out of etcd")]
+#[command(name = "nexus-gateway", version = version(), about = "Serves GPU telemetry out of etcd")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do; without it: run.
@@ -54,6 +56,9 @@ pub enum Command {
     /// Make tokens for --auth-tokens-file
     #[command(subcommand)]
     Token(TokenCommand),
+    /// What every program can do.
+    #[command(flatten)]
+    Chore(Chore),
 }
 
 /// What can be done about tokens.
@@ -209,7 +214,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         of_one: args.connections_per_address_max,
     });
     connections.register(&process.metrics);
-    let app = App {
+    let app = App::from(AppParts {
         view: view.clone(),
         metrics: Arc::clone(&process.metrics),
         health: Arc::clone(&process.health),
@@ -225,7 +230,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         graphql: args.enable_graphql,
         streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
         stop: process.stop.clone(),
-    };
+    });
     let stop = process.stop.clone();
     let options = ServeOptions { tls: tls.as_ref().map(Tls::of_now), connections };
     let router = web::router(app);

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use nexus_common::runtime::{conclude, parse_args};
+use clap::{CommandFactory, Parser, Subcommand};
+use nexus_common::runtime::{Chore, conclude, parse_args, version};
 use nexus_streamer::{
     args::Args,
     generate::{GenerateArgs, generate},
@@ -11,7 +11,7 @@ use nexus_streamer::{
 
 /// Streams GPU telemetry from sources into the queue in etcd
 #[derive(Debug, Parser)]
-#[command(name = "nexus-streamer", version, args_conflicts_with_subcommands = true)]
+#[command(name = "nexus-streamer", version = version(), args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -25,6 +25,8 @@ enum Command {
     Run(Box<Args>),
     /// Write DCGM telemetry as CSV, to try the pipeline with
     Generate(GenerateArgs),
+    #[command(flatten)]
+    Chore(Chore),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Run(args)) => stream(*args),
         Some(Command::Generate(args)) => run_generate(&args),
+        Some(Command::Chore(chore)) => chore.run(Cli::command()),
         None => stream(cli.args),
     };
     conclude("nexus-streamer", result)

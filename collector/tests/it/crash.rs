@@ -12,7 +12,7 @@ use nexus_common::{
     keyspace::Key,
     model::{BucketId, Role, Timestamp},
     testing::{
-        Fleet, LOOK, Proxy, TestEtcd,
+        Fleet, LOOK, Proxy, TestEtcd, assert_has_crash_points,
         truth::{
             Historian, assert_settles_to, audited, audited_until, held, is_settled, owners,
             source_rows,
@@ -62,8 +62,10 @@ async fn check(role: Role, point: &str, nth: u32, by: By) {
     let mut fleet = fleet(by);
     let file = match by {
         By::ManyHosts => fleet.generate_with("rows.csv", &["--hosts", "128", "--seconds", "16"]),
-        // Filling etcd takes seconds, and rows must be left when it is full.
-        By::NoSpace => fleet.generate("rows.csv", 400),
+        // Leading a process there takes seconds, and rows must be left then.
+        By::NoSpace | By::Touching | By::Unclaiming | By::LostAnswers => {
+            fleet.generate("rows.csv", 400)
+        }
         _ => fleet.generate("rows.csv", 60),
     };
     let historian = Historian::follow(&fleet).await;
@@ -116,7 +118,7 @@ async fn check(role: Role, point: &str, nth: u32, by: By) {
 }
 
 fn fleet(by: By) -> Fleet {
-    let quota = QUOTA.to_string();
+    // Streamers are not told of the quota: they shall not hold back before it is reached.
     let flag = format!("--quota-backend-bytes={QUOTA}");
     let etcd = if by == By::NoSpace { TestEtcd::with_flags(&[&flag]) } else { TestEtcd::start() };
     let mut env = vec![("LEASE_TTL_SECONDS", "3"), ("PARALLEL_SHARDS", "1")];
@@ -126,7 +128,6 @@ fn fleet(by: By) -> Fleet {
         _ => [("COMMIT_AGE_MS", "50"), ("BATCH_SIZE", "200"), ("BACKLOG_MAX", "2")],
     });
     match by {
-        By::NoSpace => env.push(("ETCD_QUOTA_BYTES", &quota)),
         By::SmallBlocks => env.push(("MERGE_EVERY_SECONDS", "1")),
         By::Retention => env.extend([
             ("BUCKET_SECONDS", "1"),
@@ -227,6 +228,7 @@ async fn touch(etcd: &nexus_common::etcd::Etcd) {
 }
 
 async fn check_all(role: Role, cases: &[(&'static str, u32, By)]) {
+    assert_has_crash_points(role);
     let run = |&(point, nth, by): &(&'static str, u32, By)| check(role, point, nth, by);
     stream::iter(cases.iter().map(run)).for_each_concurrent(AT_ONCE, |case| case).await;
 }

@@ -171,17 +171,19 @@ impl Keeper {
 
     /// Returns when the lease is gone, or so close to it that no write could be acknowledged.
     async fn renew(&self, channels: &mut Channels, lease: i64, granted_at: Instant) {
-        // A lease is given up one second early: what is sent later would be refused anyway.
+        // A lease is given up one second early: what is sent later would be refused anyway. A
+        // pause of a quarter and tries of a fifth: when a member falls silent right after an
+        // answer, there is time for three tries, one at each of three members.
         let budget = self.ttl.saturating_sub(Duration::from_secs(1));
         let mut acknowledged = granted_at;
         let mut stream: Option<(LeaseKeeper, LeaseKeepAliveStream)> = None;
         while acknowledged.elapsed() < budget {
             let sent_at = Instant::now();
             let mut client = channels.client();
-            match timeout(self.ttl / 4, beat(&mut client, lease, &mut stream)).await {
+            match timeout(self.ttl / 5, beat(&mut client, lease, &mut stream)).await {
                 Ok(Ok(Some(ttl))) if ttl > 0 => {
                     acknowledged = sent_at;
-                    if stays(&mut stream, self.ttl / 3).await {
+                    if stays(&mut stream, self.ttl / 4).await {
                         continue;
                     }
                     tracing::debug!(lease, "keep-alive stream broke");
@@ -199,7 +201,7 @@ impl Keeper {
             self.etcd.members().seen.doubt();
             sleep(Duration::from_millis(200)).await;
             channels.next();
-            if let Err(error) = channels.log_in(self.ttl / 4).await {
+            if let Err(error) = channels.log_in(self.ttl / 5).await {
                 tracing::debug!(lease, %error, "could not log in");
             }
         }

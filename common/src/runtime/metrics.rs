@@ -19,6 +19,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::chore::version;
 use crate::{
     etcd::{Error, Fate, Outcome},
     model::{InstanceId, Role},
@@ -99,11 +100,8 @@ impl Metrics {
     pub fn new(role: Role, instance: &InstanceId) -> Self {
         let mut registry = Registry::with_prefix("nexus");
         let build = Family::<BuildLabel, Gauge>::default();
-        let label = BuildLabel {
-            role: role.as_str(),
-            instance: instance.to_string(),
-            version: env!("CARGO_PKG_VERSION"),
-        };
+        let label =
+            BuildLabel { role: role.as_str(), instance: instance.to_string(), version: version() };
         build.get_or_create(&label).set(1);
         registry.register("build_info", "The running program", build);
         let metrics = Self {

@@ -1,6 +1,7 @@
 //! What every process has: configuration, logs, metrics, shutdown, a session's life, and a pool
 //! of claimed work.
 
+mod chore;
 mod config;
 mod endpoint;
 mod logging;
@@ -9,6 +10,7 @@ mod pool;
 mod process;
 mod serve;
 
+pub use chore::{Chore, HealthcheckArgs, version};
 pub use config::{CommonArgs, LogFormat, conclude, parse_args};
 pub use endpoint::{Health, health_routes};
 pub use metrics::{Figures, METRICS_CONTENT_TYPE, Metrics, OpLabel, ResultLabel};

@@ -10,6 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    chore::version,
     config::{CommonArgs, instance_id},
     endpoint::Health,
     logging,
@@ -174,7 +175,7 @@ where
     tracing::info!(
         role = %process.role,
         instance = %process.instance,
-        version = env!("CARGO_PKG_VERSION"),
+        version = version(),
         %address,
         etcd = process.args.etcd_endpoints.join(","),
         root = process.args.root.root(),
@@ -278,7 +279,7 @@ impl<'a> Presence<'a> {
                 instance: instance.clone(),
                 pid: std::process::id(),
                 address: address.to_string(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                version: version().to_owned(),
                 state: InstanceState::Active,
                 started_at,
                 claims: 0,

@@ -18,7 +18,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -43,6 +43,13 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 /// How long nothing is accepted after the system refused a connection for want of something
 /// (file descriptors): at once it would only refuse again.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
+/// Bytes the system may hold for one client that takes nothing (Linux doubles it for its own
+/// needs). Left alone it would grow to some MiB, and a thousand such clients would slow down the
+/// TCP of the whole machine.
+const SEND_BUFFER: u32 = 128 * 1024;
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Gives the TLS of a new connection: certificates may change under a running process.
 pub type TlsOfNow = Arc<dyn Fn() -> TlsAcceptor + Send + Sync>;
@@ -82,11 +89,20 @@ pub async fn serve_with(
     stop: CancellationToken,
     options: ServeOptions,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
-    let listener =
-        TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr().context("read the bound address")?;
     let server = Arc::new(Server { router, stop, options, http: http() });
     Ok((address, tokio::spawn(server.run(listener))))
+}
+
+/// Listens; connections inherit the size of the send buffer.
+fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Another process may have left connections behind at this port.
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(listen)?;
+    socket.listen(BACKLOG)
 }
 
 fn http() -> Builder<TokioExecutor> {

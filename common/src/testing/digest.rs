@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use crate::{
     block::Block,
     etcd::{Etcd, RangeRead},
+    keyspace::KeyRange,
     model::{Timestamp, metric_by_dcgm},
 };
 
@@ -50,8 +51,11 @@ pub async fn stored(etcd: &Etcd) -> Digest {
     let listing = etcd.range(&etcd.keyspace().prefix("blocks/"), names).await.unwrap();
     let mut digest = Digest::default();
     for entry in &listing.entries {
-        let key = String::from_utf8(entry.key.clone()).unwrap();
-        let value = etcd.get(&key).await.unwrap().expect("a block that is listed").value;
+        // At the revision of the names: what is merged meanwhile is still there then.
+        let how = RangeRead { revision: Some(listing.revision), ..RangeRead::default() };
+        let range = KeyRange { start: entry.key.clone(), end: [&entry.key[..], b"\0"].concat() };
+        let mut found = etcd.range(&range, how).await.unwrap().entries;
+        let value = found.pop().expect("a block that is listed").value;
         for section in Block::decode(value).unwrap().sections {
             let host = section.decode().unwrap();
             for s in &host.series {
@@ -95,7 +99,10 @@ fn wide(lines: Lines, columns: &[&str], first: usize, host: usize, uuid: usize) 
             known.insert(fields[uuid].to_owned(), columns[first..].iter().map(of).collect());
         }
         for (series, value) in known[fields[uuid]].iter().zip(&fields[first..]) {
-            digest.add(*series, time.1, value.parse().unwrap());
+            // What is empty was not measured.
+            if !value.is_empty() {
+                digest.add(*series, time.1, value.parse().unwrap());
+            }
         }
     }
     digest

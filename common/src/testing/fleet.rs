@@ -280,6 +280,14 @@ impl<S: Server> Drop for Fleet<S> {
     }
 }
 
+/// Fails unless the program of a role was built with crash points, which it is beside tests only.
+pub fn assert_has_crash_points(role: Role) {
+    let path = binary(role);
+    let program = std::fs::read(&path).unwrap();
+    let found = program.windows(11).any(|part| part == b"NEXUS_CRASH");
+    assert!(found, "{} has no crash points: cargo test --workspace", path.display());
+}
+
 /// The program of a role: in `NEXUS_BIN_DIR`, or where cargo puts it beside the tests.
 fn binary(role: Role) -> PathBuf {
     let folder = std::env::var_os("NEXUS_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {

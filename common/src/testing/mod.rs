@@ -29,7 +29,7 @@ use std::{
 
 use anyhow::Context;
 pub use cluster::TestCluster;
-pub use fleet::{Fleet, LOOK};
+pub use fleet::{Fleet, LOOK, assert_has_crash_points};
 pub use memory::{Change, MemoryEtcd};
 pub use proxy::{FaultCount, Faults, Proxy};
 use tempfile::TempDir;

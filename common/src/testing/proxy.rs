@@ -45,12 +45,14 @@ pub struct FaultCount {
     pub delayed: u64,
     /// Connections cut from outside ([`Proxy::cut`]).
     pub cut: u64,
+    /// Pieces held back from outside, and then passed or dropped.
+    pub held: u64,
 }
 
 impl FaultCount {
     /// All of them.
     pub fn sum(self) -> u64 {
-        self.lost + self.delayed + self.cut
+        self.lost + self.delayed + self.cut + self.held
     }
 }
 
@@ -76,6 +78,7 @@ struct Wire {
     lost: AtomicU64,
     delayed: AtomicU64,
     cut: AtomicU64,
+    held: AtomicU64,
 }
 
 #[derive(Default)]
@@ -115,9 +118,9 @@ impl Proxy {
 
     /// What went wrong so far.
     pub fn count(&self) -> FaultCount {
-        let Wire { lost, delayed, cut, .. } = &*self.wire;
-        let [lost, delayed, cut] = [lost, delayed, cut].map(|n| n.load(Relaxed));
-        FaultCount { lost, delayed, cut }
+        let Wire { lost, delayed, cut, held, .. } = &*self.wire;
+        let [lost, delayed, cut, held] = [lost, delayed, cut, held].map(|n| n.load(Relaxed));
+        FaultCount { lost, delayed, cut, held }
     }
 
     /// Its URL.
@@ -264,7 +267,11 @@ impl Wire {
             };
             held && state.cuts == cuts
         };
-        let state = self.changed.wait_while(self.state.lock().unwrap(), held).unwrap();
+        let mut state = self.state.lock().unwrap();
+        if held(&mut state) {
+            self.held.fetch_add(1, Relaxed);
+        }
+        let state = self.changed.wait_while(state, held).unwrap();
         state.cuts == cuts
     }
 }

@@ -146,8 +146,7 @@ pub(crate) async fn handover(scale: Scale, mut report: Report) -> Report {
     flow.flows().await;
     let shares = async |flow: &Flow<TestEtcd>, names: &[&str]| {
         let owners = owners(&flow.etcd, "partitions/").await;
-        let least = PARTITIONS / names.len();
-        owners.len() == PARTITIONS && names.iter().all(|name| held(&owners, name) >= least)
+        is_even(&owners, names)
     };
     let all = ["collector-a", "collector-b", "collector-c"];
     eventually("all share", WITHIN, async || shares(&flow, &all).await).await;
@@ -188,6 +187,12 @@ pub(crate) async fn handover(scale: Scale, mut report: Report) -> Report {
     report
 }
 
+/// Whether everything is owned, and nobody has more than a fair share.
+fn is_even(owners: &BTreeMap<ClaimItem, String>, names: &[&str]) -> bool {
+    let most = PARTITIONS.div_ceil(names.len());
+    owners.len() == PARTITIONS && names.iter().all(|name| (1..=most).contains(&held(owners, name)))
+}
+
 /// One collector, eight, three, while data flows.
 pub(crate) async fn scale(_: Scale, mut report: Report) -> Report {
     let env = [("LEASE_TTL_SECONDS", "3")];
@@ -217,8 +222,8 @@ pub(crate) async fn scale(_: Scale, mut report: Report) -> Report {
                     nobodys.push(since.elapsed());
                 }
             }
-            let least = PARTITIONS / wanted;
-            if owners.len() == PARTITIONS && names.iter().all(|name| held(&owners, name) >= least) {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            if is_even(&owners, &names) {
                 break;
             }
             assert!(begun.elapsed() < WITHIN, "not shared evenly: {owners:?}");

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::report::Report;
 
+/// Writes that make a lane or partition a steady one.
+const STEADY: usize = 3;
 /// For anything that must happen.
 pub(crate) const WITHIN: Duration = Duration::from_secs(90);
 
@@ -138,6 +140,14 @@ impl Pulse {
     fn follow(etcd: &Etcd) -> Self {
         let (beats, stop) =
             (Arc::<Mutex<BTreeMap<_, Vec<_>>>>::default(), CancellationToken::new());
+        // One who only watches finds out last that a member is silent.
+        let (asking, asked) = (etcd.clone(), stop.clone());
+        tokio::spawn(async move {
+            while !asked.is_cancelled() {
+                let _ = asking.revision().await; // what counts is that it is asked
+                sleep(10 * LOOK).await;
+            }
+        });
         for path in ["shards/", "commits/"] {
             let (tell, mut events) = mpsc::channel(1024);
             tokio::spawn(follow(etcd.clone(), etcd.keyspace().prefix(path), tell, stop.clone()));
@@ -165,10 +175,13 @@ impl Pulse {
         Self { beats, stop }
     }
 
-    /// Those that beat within `window` before `at`.
+    /// Those that beat steadily within `window` before `at`: one that beats once may be a merge,
+    /// of which there is none for a long time.
     pub(crate) fn alive_at(&self, at: Instant, window: Duration) -> Vec<Vec<u8>> {
         let beats = self.beats.lock().unwrap();
-        let recent = |list: &[Instant]| list.iter().any(|b| *b <= at && *b + window >= at);
+        let recent = |list: &[Instant]| {
+            list.iter().filter(|b| **b <= at && **b + window >= at).count() >= STEADY
+        };
         beats.iter().filter(|(_, list)| recent(list)).map(|(key, _)| key.clone()).collect()
     }
 

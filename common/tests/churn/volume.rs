@@ -34,7 +34,7 @@ pub(crate) async fn volume(scale: Scale, mut report: Report) -> Report {
     ];
     let mut fleet = Fleet::on(etcd, &env);
     let seconds = scale.samples.div_ceil(SAMPLES_A_SECOND).to_string();
-    let shape = ["--layout", "wide", "--metrics", "8", "--hosts", "31", "--seconds", &seconds];
+    let shape = ["--layout", "wide", "--hosts", "31", "--seconds", &seconds];
     let file = fleet.generate_with("wide.csv", &shape);
     let historian = Historian::follow(&fleet).await;
     let handle = fleet.connect().await;

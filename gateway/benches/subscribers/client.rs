@@ -60,7 +60,7 @@ pub(crate) async fn is_ready(address: SocketAddr) -> bool {
     let asked = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request =
-            format!("GET /livez HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+            format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await.ok()?;
@@ -114,10 +114,13 @@ pub(crate) async fn subscriber(
     mut begin: watch::Receiver<bool>,
 ) -> Vec<u32> {
     let mut late = Vec::new();
-    let mut subscribed = frame;
+    let mut tries = 0;
     loop {
-        let Some(mut stream) = open(address, None, &subscribed).await else {
-            panic!("a subscriber was not let in");
+        let Some(mut stream) = open(address, None, &frame).await else {
+            tries += 1;
+            assert!(tries < 10, "a subscriber was not let in");
+            sleep(Duration::from_millis(200)).await;
+            continue;
         };
         let mut buffer = Vec::with_capacity(4096);
         loop {
@@ -156,10 +159,8 @@ pub(crate) async fn subscriber(
             }
             buffer.drain(..at);
         }
-        // Not while the view is loaded for the first time: then this is a loss.
         eprintln!("a subscriber was cut off");
         sleep(Duration::from_millis(100)).await;
-        subscribed = subscribed.clone();
     }
 }
 
@@ -178,14 +179,18 @@ fn next(buffer: &[u8], at: usize) -> Option<(u8, usize, usize)> {
     (end <= buffer.len()).then_some((first, payload, end))
 }
 
-/// Wants everything and reads nothing; comes again whenever it must have been cut off. Ends when
-/// `end` is dropped.
-pub(crate) async fn stuck(address: SocketAddr, index: usize, mut end: watch::Receiver<bool>) {
+/// Subscribes and reads nothing; comes again whenever it must have been cut off. Ends when `end`
+/// is dropped.
+pub(crate) async fn stuck(
+    address: SocketAddr,
+    index: usize,
+    frame: String,
+    mut end: watch::Receiver<bool>,
+) {
     // Not all at once.
     sleep(Duration::from_millis(index as u64 * 3)).await;
-    let all = r#"{"type":"subscribe","topic":"telemetry","from":"latest"}"#;
     loop {
-        let stream = open(address, Some(4096), all).await;
+        let stream = open(address, Some(4096), &frame).await;
         if timeout(Duration::from_secs(9), end.changed()).await.is_ok() {
             return;
         }

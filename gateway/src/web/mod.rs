@@ -9,7 +9,7 @@ mod pages;
 mod problem;
 mod streams;
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state};
 use nexus_common::{
@@ -32,9 +32,26 @@ pub use streams::{Protocol, Stream, StreamArgs, Streams, write_update};
 
 use crate::{auth::Auth, graphql, rest, view::View, websocket};
 
-/// What handlers need, cheap to clone.
+/// What handlers need. Each layer takes a clone for each request, so all of it is behind one count.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<AppParts>);
+
+impl Deref for App {
+    type Target = AppParts;
+
+    fn deref(&self) -> &AppParts {
+        &self.0
+    }
+}
+
+impl From<AppParts> for App {
+    fn from(parts: AppParts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+/// What an [`App`] holds.
+pub struct AppParts {
     /// Where answers come from.
     pub view: View,
     /// The process' metrics.

@@ -2,7 +2,10 @@
 //! headers, counts.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -176,10 +179,12 @@ fn protect(response: &mut Response) {
 /// The caller's id if it looks like one, else one of ours, unique in this process.
 fn request_id(request: &Request) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
+    // The system is asked once: it is a call.
+    static PROCESS: LazyLock<u32> = LazyLock::new(std::process::id);
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     match given.and_then(|id| InstanceId::new(id).ok()) {
         Some(id) => id.to_string(),
-        None => format!("{:x}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)),
+        None => format!("{:x}-{}", *PROCESS, NEXT.fetch_add(1, Relaxed)),
     }
 }
 

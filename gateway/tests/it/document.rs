@@ -45,6 +45,10 @@ async fn every_documented_route_answers_with_what_the_document_says() {
     let gateway = Gateway::start(&etcd, "gateway-1").await;
     let document = serde_json::to_value(nexus_gateway::web::document()).unwrap();
     for (path, item) in document["paths"].as_object().unwrap() {
+        // Not answers that end: they have tests of their own.
+        if ["/ws", "/api/v1/telemetry/stream"].contains(&path.as_str()) {
+            continue;
+        }
         let real = path
             .replace("{cluster_id}", "local-cluster")
             .replace("{host_id}", "dgx-001")
