@@ -16,11 +16,8 @@ unset NEXUS_ROOT
 
 build() {
     cargo build --release --workspace --bins
-    # Of common alone, so that the programs stay those that ship. A short run takes what
-    # `cargo test` has built.
-    local how=(--release --package nexus-common)
-    if [[ $asked == short ]]; then how=(--workspace); fi
-    harness=$(cargo test "${how[@]}" --test churn --no-run --message-format=json |
+    # As `cargo test` builds it; the programs stay those that ship.
+    harness=$(cargo test --workspace --test churn --no-run --message-format=json |
         jq -r 'select(.executable != null and .target.name == "churn") | .executable')
     [[ -x $harness ]] || die "churn: no harness was built"
     local role
