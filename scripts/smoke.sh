@@ -53,7 +53,8 @@ wscat_hears() {
     local line
     line=$(grep -m1 '^npx wscat' README.md)
     line=${line//127.0.0.1:8080/127.0.0.1:$GATEWAY_PORT_BASE}
-    grep -m1 telemetry_update < <(timeout 60 bash -c "${line/npx/npx --yes}" </dev/null)
+    # It ends with its input, as it would with a terminal.
+    grep -m1 telemetry_update < <(timeout 60 bash -c "${line/npx/npx --yes}" < <(sleep 30))
 }
 
 cd "$here"
