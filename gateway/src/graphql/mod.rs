@@ -2,7 +2,7 @@
 //! `/graphql/ws`, and a playground.
 //!
 //! An operation is answered from one snapshot of the view. [`limits`] decides what it may ask for
-//! before it is validated; [`http`] and [`socket`] are the two ways in, as GraphQL over HTTP and
+//! before it is validated; `http` and `socket` are the two ways in, as GraphQL over HTTP and
 //! graphql-transport-ws have them.
 
 mod execute;

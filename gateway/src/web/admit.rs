@@ -27,7 +27,7 @@ pub(super) async fn admit(State(app): State<App>, mut request: Request, next: Ne
     }
 }
 
-/// What the request's token allows. On a route that is not behind [`admit`] it is asked here.
+/// What the request's token allows. On a route that is not behind `admit` it is asked here.
 impl FromRequestParts<App> for Grant {
     type Rejection = ApiError;
 
