@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every fault there is, on the real programs and real etcds, and what it costs (docs/RELIABILITY.md):
 #   churn.sh [long]     all of it: 10,000 faults on wires, 100 million samples; minutes, alone
-#   churn.sh short      a little of each, as CI runs it
+#   churn.sh short      a little of each
 #   churn.sh PHASE...   some phases, by default as long does (see: churn.sh phases)
 #   churn.sh table      the figures of what ran last
 # Results lie under .nexus/churn. A phase that failed fails the whole, after the others ran.
