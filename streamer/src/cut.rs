@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration};
 use nexus_common::{
     etcd::{Claim, Error, Etcd, Position},
     keyspace::{ClaimItem, Key, Source, SourceKind, ValueError, from_json, to_json},
-    model::SourceId,
+    model::{SourceId, Timestamp},
     runtime::Life,
 };
 use tokio::{task::spawn_blocking, time::interval};
@@ -82,6 +82,11 @@ async fn cut(etcd: &Etcd, id: &SourceId) -> Result<(), CutError> {
     if source.paused {
         return Ok(());
     }
+    if source.kind.is_live() {
+        create_shards(etcd, id, &live_ranges(&source)).await?;
+        tracing::info!(source = %id, shards = source.shards, "source has its shards");
+        return Ok(());
+    }
     let wanted = source.clone();
     let (kind, ranges) = spawn_blocking(move || open(wanted)).await??;
     let count = ranges.len();
@@ -99,6 +104,15 @@ async fn cut(etcd: &Etcd, id: &SourceId) -> Result<(), CutError> {
     Ok(())
 }
 
+/// Each shard begins when it comes into being: nothing before was anybody's to measure.
+fn live_ranges(source: &Source) -> Vec<std::ops::Range<u64>> {
+    let millis = |at: Timestamp| u64::try_from(at.as_millis()).unwrap_or(0);
+    let start = millis(Timestamp::now());
+    // One more than the last, so that a shard without anything to do still is read to its end.
+    let end = millis(Timestamp::MAX).max(start + 1);
+    vec![start..end; source.shards as usize]
+}
+
 type Cut = (SourceKind, Vec<std::ops::Range<u64>>);
 
 /// Opens the file that is meant and looks where to cut it.
@@ -112,6 +126,9 @@ fn open(source: Source) -> Result<Cut, CutError> {
         }
         SourceKind::Csv { path, bytes, fingerprint, replay } => {
             (open_same(Path::new(&path), bytes, &fingerprint)?, replay)
+        }
+        SourceKind::Simulate(_) => {
+            return Err(CutError::Unusable(anyhow::anyhow!("it has no file to be cut")));
         }
     };
     let ranges = shards(&file, replay.is_some()).map_err(CutError::Unusable)?;

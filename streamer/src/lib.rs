@@ -4,12 +4,16 @@
 //! it with.
 
 pub mod args;
+pub mod ask;
 mod cut;
 pub mod generate;
+mod interval;
+mod live;
 mod prepare;
 mod register;
 mod run;
 mod shard;
+pub mod simulate;
 pub mod source;
 mod sources;
 

@@ -6,7 +6,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use nexus_common::runtime::{Chore, conclude, parse_args, version};
 use nexus_streamer::{
     args::Args,
+    ask::{SourceArgs, ask},
     generate::{GenerateArgs, generate},
+    simulate::{SimulateArgs, simulate},
 };
 
 /// Streams GPU telemetry from sources into the queue in etcd
@@ -25,6 +27,10 @@ enum Command {
     Run(Box<Args>),
     /// Write DCGM telemetry as CSV, to try the pipeline with
     Generate(GenerateArgs),
+    /// Stream telemetry that is made up, live, until told to stop
+    Simulate(Box<SimulateArgs>),
+    /// Say what shall be read, and see what is
+    Source(Box<SourceArgs>),
     #[command(flatten)]
     Chore(Chore),
 }
@@ -32,17 +38,18 @@ enum Command {
 fn main() -> ExitCode {
     let cli: Cli = parse_args(std::env::args_os());
     let result = match cli.command {
-        Some(Command::Run(args)) => stream(*args),
+        Some(Command::Run(args)) => block_on(nexus_streamer::run(*args)),
+        Some(Command::Simulate(args)) => block_on(simulate(*args)),
+        Some(Command::Source(args)) => block_on(ask(*args)),
         Some(Command::Generate(args)) => run_generate(&args),
         Some(Command::Chore(chore)) => chore.run(Cli::command()),
-        None => stream(cli.args),
+        None => block_on(nexus_streamer::run(cli.args)),
     };
     conclude("nexus-streamer", result)
 }
 
-fn stream(args: Args) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(nexus_streamer::run(args))
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }
 
 fn run_generate(args: &GenerateArgs) -> anyhow::Result<()> {

@@ -222,7 +222,7 @@ fn too_large(prepared: &Prepared) -> bool {
 }
 
 /// Encodes hosts into as few messages as keep below the size to aim at.
-fn messages(cluster: &ClusterId, hosts: Vec<HostSamples>) -> Result<Vec<Message>, EncodeError> {
+pub(crate) fn messages(cluster: &ClusterId, hosts: Vec<HostSamples>) -> Result<Vec<Message>, EncodeError> {
     let mut sections = Vec::with_capacity(hosts.len());
     for host in hosts {
         encode(host, &mut sections)?;

@@ -6,8 +6,9 @@ use std::{
 };
 
 use nexus_common::{
-    model::Role,
+    model::{Role, SourceId},
     runtime::{Life, Process, health_routes, run as run_process, serve, work_on},
+    sources::{SourceDesk, Wanted},
 };
 use tokio::{
     sync::Semaphore,
@@ -33,6 +34,14 @@ const FILL_MAX: f64 = 0.8;
 /// # Errors
 /// When the file cannot be read, a flag not be used, or an address not be bound.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    run_with(args, None).await
+}
+
+/// Runs a streamer that first makes sure that a source is wanted.
+pub(crate) async fn run_with(
+    args: Args,
+    wanted: Option<(SourceId, Wanted)>,
+) -> anyhow::Result<()> {
     let given = args.instance_id.clone();
     let process = Process::start(Role::Streamer, args.common.clone(), given.as_ref()).await?;
     let registration = Registration::of(&args)?;
@@ -40,8 +49,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // Served to the very end: draining can be watched, too.
     let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let args = Arc::new(args);
-    run_process(process, address, |life| stream(life, Arc::clone(&args), registration.clone()))
-        .await
+    run_process(process, address, |life| {
+        stream(life, Arc::clone(&args), registration.clone(), wanted.clone())
+    })
+    .await
 }
 
 /// One session's work.
@@ -49,9 +60,14 @@ async fn stream(
     life: Life,
     args: Arc<Args>,
     registration: Option<Registration>,
+    wanted: Option<(SourceId, Wanted)>,
 ) -> anyhow::Result<()> {
     if let Some(registration) = registration {
         registration.put(&life).await?;
+    }
+    if let Some((id, wanted)) = wanted {
+        let applied = SourceDesk::new(life.process.etcd.clone()).apply(&id, &wanted).await?;
+        tracing::info!(source = %id, ?applied, "source applied");
     }
     let sources = Sources::follow(&life);
     let full = Arc::new(AtomicBool::new(false));

@@ -12,8 +12,8 @@ use std::{
 use nexus_common::{
     crash_point,
     etcd::{Claim, Error},
-    keyspace::{ClaimItem, Replay, SourceKind},
-    model::Lane,
+    keyspace::{ClaimItem, Replay, Source, SourceKind},
+    model::{IdError, Lane},
     queue::{Enqueued, Producer},
     runtime::{Life, Work},
 };
@@ -62,19 +62,21 @@ pub(crate) struct Told {
 
 /// Why work on a shard ended before its end.
 #[derive(Debug, thiserror::Error)]
-enum ShardError {
+pub(crate) enum ShardError {
     #[error(transparent)]
     Etcd(#[from] Error),
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    #[error("name what is measured")]
+    Name(#[from] IdError),
     #[error("a thread of ours panicked")]
     Thread(#[from] tokio::task::JoinError),
 }
 
 /// How work on a shard goes on.
-enum Go {
+pub(crate) enum Go {
     /// Open it again: its progress is not what we thought.
     Again,
     /// Nothing more to do.
@@ -104,7 +106,7 @@ impl Shards {
                     self.sources.shun(&lane.source);
                     return;
                 }
-                Err(ShardError::Prepare(error)) => {
+                Err(error @ (ShardError::Prepare(_) | ShardError::Name(_))) => {
                     let error = anyhow::Error::from(error);
                     tracing::error!(%lane, error = format!("{error:#}"), "the shard cannot be read on, leaving it to others");
                     self.sources.shun(&lane.source);
@@ -130,6 +132,9 @@ impl Shards {
         mut gone: std::pin::Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Go, ShardError> {
         let Some(source) = self.sources.get(&lane.source) else { return Ok(Go::Ended) };
+        if source.kind.is_live() {
+            return self.follow(lane, claim, &source, busy, gone).await;
+        }
         let SourceKind::Csv { path, bytes, fingerprint, replay } = source.kind else {
             return Ok(Go::Ended);
         };
@@ -152,6 +157,26 @@ impl Shards {
         let file =
             spawn_blocking(move || open_same(Path::new(&path), bytes, &fingerprint)).await??;
         self.pump(producer, file, replay, gone).await
+    }
+
+    /// From now on, along the wall clock. It mostly sleeps, and must not keep others from running.
+    async fn follow(
+        &self,
+        lane: &Lane,
+        claim: Claim,
+        source: &Source,
+        busy: &AtomicBool,
+        gone: std::pin::Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Go, ShardError> {
+        busy.store(true, Relaxed);
+        let producer = Producer::open(&self.life, claim, lane.clone()).await?;
+        let Some(producer) = producer.filter(|producer| !producer.progress().done) else {
+            return Ok(Go::Ended);
+        };
+        match source.kind {
+            SourceKind::Simulate(_) => self.simulate(producer, gone).await,
+            SourceKind::Csv { .. } | SourceKind::Declared { .. } => Ok(Go::Ended),
+        }
     }
 
     /// Reads in a thread, enqueues here: while one batch is on its way to etcd, the next is read.
@@ -236,7 +261,7 @@ impl Shards {
     }
 
     /// Holds back while the lane is too deep or etcd too full: nothing is dropped.
-    async fn wait_for_room(&self, producer: &mut Producer) -> Result<(), Error> {
+    pub(crate) async fn wait_for_room(&self, producer: &mut Producer) -> Result<(), Error> {
         let started = Instant::now();
         loop {
             let full = self.full.load(Relaxed);

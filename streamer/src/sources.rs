@@ -142,7 +142,14 @@ impl Known {
 
     fn items(&self) -> BTreeSet<ClaimItem> {
         let open = self.unfinished.iter().filter(|lane| self.is_open(&lane.source));
+        let open = open.filter(|lane| !self.is_too_many(lane));
         open.cloned().map(ClaimItem::Shard).collect()
+    }
+
+    /// Whether its source has become so small that this shard has nothing to do.
+    fn is_too_many(&self, lane: &Lane) -> bool {
+        let source = self.sources.get(&lane.source);
+        source.is_some_and(|source| source.kind.is_live() && lane.shard.0 >= source.shards)
     }
 
     fn uncut(&mut self) -> BTreeSet<SourceId> {
@@ -150,7 +157,7 @@ impl Known {
         let whole = unknown.filter(|(id, source)| {
             let lanes = self.unfinished.iter().chain(&self.finished);
             let shards = lanes.filter(|lane| lane.source == **id).count();
-            matches!(source.kind, SourceKind::Csv { .. }) && shards >= source.shards as usize
+            !matches!(source.kind, SourceKind::Declared { .. }) && shards >= source.shards as usize
         });
         let whole: Vec<SourceId> = whole.map(|(id, _)| id.clone()).collect();
         self.whole.extend(whole);
@@ -161,6 +168,8 @@ impl Known {
     fn put(&mut self, keyspace: &Keyspace, entry: &Entry) {
         let result = match keyspace.parse(&entry.key) {
             Ok(Key::Source(id)) => from_json(&entry.key, &entry.value).map(|source| {
+                // It may have more shards than before.
+                self.whole.remove(&id);
                 self.sources.insert(id, source);
             }),
             Ok(Key::Shard(lane)) => {

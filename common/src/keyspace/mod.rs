@@ -4,6 +4,7 @@
 //! JSON; only messages and blocks are binary ([`crate::block`]).
 
 mod key;
+pub mod live;
 mod value;
 
 pub use key::{BlockName, ClaimItem, Key, KeyError, KeyRange, Keyspace, KeyspaceError};

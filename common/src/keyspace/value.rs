@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::key::BlockName;
+use super::{key::BlockName, live::Simulate};
 use crate::model::{
     BucketId, Gpu, InstanceId, Lane, PartitionId, Role, ShardId, SourceId, Timestamp,
 };
@@ -127,6 +127,16 @@ pub enum SourceKind {
         #[serde(default)]
         looped: bool,
     },
+    /// Telemetry that is made up, at an interval.
+    Simulate(Simulate),
+}
+
+impl SourceKind {
+    /// Whether it follows the wall clock: it has neither a file nor an end of its own, and its
+    /// shards are what its value says, whatever was cut before.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Simulate(_))
+    }
 }
 
 /// How a file is replayed: the same for all streamers, so that any of them can go on.
@@ -159,7 +169,7 @@ pub struct Source {
     pub paused: bool,
 }
 
-/// A byte range of a file, `start..end`.
+/// A byte range of a file, `start..end`; milliseconds of a live source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRange {
     /// First byte.
@@ -173,9 +183,10 @@ pub struct FileRange {
 pub struct Progress {
     /// Sequence number of the next message.
     pub next: u64,
-    /// The shard's part of the file.
+    /// The shard's part of the file; of a live source, when it begins and ends, in milliseconds
+    /// since the epoch.
     pub range: FileRange,
-    /// Next byte to read.
+    /// Next byte to read; of a live source, the first millisecond nothing was enqueued for.
     pub offset: u64,
     /// How many times the range was read to its end (looped replay).
     #[serde(default)]
@@ -188,6 +199,9 @@ pub struct Progress {
     /// Rows refused, by reason.
     #[serde(default)]
     pub rows_rejected: BTreeMap<String, u64>,
+    /// Measurements of a live source that were due and that nobody made: an outage.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missed: u64,
     /// Samples enqueued.
     pub samples: u64,
     /// Nothing is left to read.
@@ -198,6 +212,10 @@ pub struct Progress {
     pub claim: i64,
     /// When it was written.
     pub at: Timestamp,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Progress {
@@ -212,6 +230,7 @@ impl Progress {
             rows_accepted: 0,
             rows_absent: 0,
             rows_rejected: BTreeMap::new(),
+            missed: 0,
             samples: 0,
             claim: 0,
             at,

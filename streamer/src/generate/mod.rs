@@ -15,9 +15,9 @@ use std::{
 use clap::{Args, ValueEnum};
 use nexus_common::model::Timestamp;
 
+pub(crate) use self::random::SplitMix64;
 use self::{
     model::{FIELDS, GpuState},
-    random::SplitMix64,
     text::{Gpu, LONG_HEADER, LongRows, WIDE_HEADER, WideRows},
 };
 use crate::source::csv::parse_timestamp;
@@ -190,7 +190,8 @@ impl Plan {
     }
 }
 
-fn uuid(seed: u64, number: u64) -> String {
+/// The UUID of GPU `number`.
+pub(crate) fn uuid(seed: u64, number: u64) -> String {
     // A stream of its own: values and names must not share numbers.
     let mut random = SplitMix64::new(!seed, number);
     let (a, b) = (random.next(), random.next());

@@ -2,17 +2,17 @@
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug, Clone)]
-pub(super) struct SplitMix64(u64);
+pub(crate) struct SplitMix64(u64);
 
 impl SplitMix64 {
     /// A sequence of its own for each (seed, stream).
-    pub(super) fn new(seed: u64, stream: u64) -> Self {
+    pub(crate) fn new(seed: u64, stream: u64) -> Self {
         let mut start = Self(seed);
         let mixed = start.next() ^ stream.wrapping_mul(0xd134_2543_de82_ef95);
         Self(mixed)
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +21,7 @@ impl SplitMix64 {
     }
 
     /// From `low` to `high`, both included.
-    pub(super) fn between(&mut self, low: i64, high: i64) -> i64 {
+    pub(crate) fn between(&mut self, low: i64, high: i64) -> i64 {
         let width = high.saturating_sub(low).unsigned_abs() + 1;
         let scaled = (u128::from(self.next()) * u128::from(width)) >> 64;
         // Below `width`, so it fits.
@@ -29,7 +29,7 @@ impl SplitMix64 {
     }
 
     /// True once in `times`, on average.
-    pub(super) fn once_in(&mut self, times: i64) -> bool {
+    pub(crate) fn once_in(&mut self, times: i64) -> bool {
         self.between(1, times) == 1
     }
 }

@@ -4,5 +4,6 @@
 pub mod csv;
 pub mod file;
 pub mod shards;
+pub(crate) mod simulate;
 
 pub use file::{CsvFile, FileError, FileIdentity};

@@ -4,6 +4,7 @@
 
 mod fuzz;
 mod input;
+mod live;
 mod process;
 mod refusal;
 mod replay;

@@ -45,6 +45,21 @@ impl Case {
         Self { etcd, env, dir: tempfile::tempdir().unwrap() }
     }
 
+    /// What a program of this case finds in its environment.
+    pub(crate) fn env(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.env.iter().map(|(name, value)| (*name, value.as_str()))
+    }
+
+    /// Waits until nobody works on any shard.
+    pub(crate) async fn idle(&self) {
+        let since = Instant::now();
+        let range = self.etcd.keyspace().prefix("claims/shards/");
+        while !self.etcd.range(&range, Default::default()).await.unwrap().entries.is_empty() {
+            assert!(since.elapsed() < SOON, "a shard was not given back");
+            sleep(LOOK).await;
+        }
+    }
+
     /// Where a file of this name is, or would be.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -64,7 +79,7 @@ impl Case {
         let out = File::options().create(true).append(true).open(&log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_nexus-streamer"))
             .env_clear()
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .envs(self.env())
             .args(flags)
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())

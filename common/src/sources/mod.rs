@@ -4,19 +4,19 @@
 //! read so far (`shards/`), what is queued and what is stored is nobody's to change but their
 //! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
 
+mod wanted;
+
+pub use wanted::{Applied, Wanted};
+
 use crate::{
-    etcd::{Error, Etcd, Position},
+    etcd::{Error, Etcd, Position, RangeRead},
     keyspace::{Key, Source, SourceKind, ValueError, from_json, to_json},
-    model::{Lane, ShardId, SourceId, Timestamp},
+    model::{Lane, ShardId, SourceId},
 };
 
 /// How often a write is tried again because somebody else wrote in between: people and streamers
 /// do so rarely.
 const TRIES: usize = 5;
-/// Longest path of a file, in bytes: Linux takes none that is longer.
-const PATH_BYTES_MAX: usize = 4096;
-/// Slowest and fastest replay, in thousandths of real time.
-const SPEED_MILLI: std::ops::RangeInclusive<u64> = 1..=100_000_000;
 
 /// Why a source is not as it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -24,10 +24,20 @@ pub enum SourceError {
     /// Something that was given is not as it must be.
     #[error("{field}: {reason}")]
     Field {
-        /// What was given wrong: `id`, `path` or `replaySpeed`.
+        /// What was given wrong, such as `id`, `path` or `replaySpeed`.
         field: &'static str,
         /// What is wrong, and what is allowed.
         reason: String,
+    },
+    /// It is, and cannot become what was asked for.
+    #[error("source {id} is of kind {is}; it cannot become {wanted}: choose a new name")]
+    OtherKind {
+        /// The source.
+        id: SourceId,
+        /// What it is.
+        is: &'static str,
+        /// What it was asked to be.
+        wanted: &'static str,
     },
     /// There is none of that name.
     #[error("source {0} is not known")]
@@ -77,24 +87,83 @@ impl SourceDesk {
         speed_milli: Option<u64>,
         looped: bool,
     ) -> Result<Written, SourceError> {
-        check_path(path)?;
-        if let Some(speed) = speed_milli.filter(|speed| !SPEED_MILLI.contains(speed)) {
-            let reason = format!("{} is not from 0.001 to 100000", speed as f64 / 1000.0);
-            return Err(SourceError::Field { field: "replaySpeed", reason });
-        }
         let kind = SourceKind::Declared { path: path.to_owned(), speed_milli, looped };
-        let source = Source { kind, shards: 0, created_at: Timestamp::now(), paused: false };
+        self.create(id, &Wanted::new(kind)?).await
+    }
+
+    /// What [`SourceDesk::apply`] would do, without doing it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn plan(&self, id: &SourceId, wanted: &Wanted) -> Result<Applied, SourceError> {
+        match self.read(id).await {
+            Ok((_, source)) => Ok(match wanted.in_place_of(id, &source)? {
+                Some(_) => Applied::Changed,
+                None => Applied::Unchanged,
+            }),
+            Err(SourceError::Unknown(_)) => {
+                let used = self.used(id);
+                let free = self.etcd.get(&used).await?.is_none();
+                if free { Ok(Applied::Created) } else { Err(taken(id)) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a source what is wanted: creates it, or changes what may change while it is read.
+    /// Whether it is paused stays as it is.
+    ///
+    /// # Errors
+    /// When it is of another kind or has another file, its name belonged to one that was
+    /// withdrawn, or etcd does not answer.
+    pub async fn apply(&self, id: &SourceId, wanted: &Wanted) -> Result<Applied, SourceError> {
+        for _ in 0..TRIES {
+            let (position, source) = match self.read(id).await {
+                Err(SourceError::Unknown(_)) => {
+                    return self.create(id, wanted).await.map(|_| Applied::Created);
+                }
+                read => read?,
+            };
+            let Some(source) = wanted.in_place_of(id, &source)? else {
+                return Ok(Applied::Unchanged);
+            };
+            if self.etcd.swap(&position, Some(to_json(&source)), &[]).await?.is_some() {
+                return Ok(Applied::Changed);
+            }
+        }
+        Err(SourceError::Moving(id.clone()))
+    }
+
+    /// All sources, by id.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or a source cannot be read.
+    pub async fn list(&self) -> Result<Vec<(SourceId, Source)>, SourceError> {
+        let keyspace = self.etcd.keyspace();
+        let listing =
+            self.etcd.range(&keyspace.prefix("sources/"), RangeRead::default()).await?;
+        let mut sources = Vec::with_capacity(listing.entries.len());
+        for entry in listing.entries {
+            if let Ok(Key::Source(id)) = keyspace.parse(&entry.key) {
+                sources.push((id, from_json(&entry.key, &entry.value)?));
+            }
+        }
+        Ok(sources)
+    }
+
+    /// A withdrawn source leaves its progress, which speaks of what it read.
+    fn used(&self, id: &SourceId) -> String {
+        let first = Lane { source: id.clone(), shard: ShardId(0) };
+        self.etcd.keyspace().key(&Key::Shard(first))
+    }
+
+    async fn create(&self, id: &SourceId, wanted: &Wanted) -> Result<Written, SourceError> {
+        let source = wanted.source();
         let keyspace = self.etcd.keyspace();
         let position = Position { key: keyspace.key(&Key::Source(id.clone())), mod_revision: 0 };
-        // A withdrawn source leaves its progress, which speaks of the file it had.
-        let first = Lane { source: id.clone(), shard: ShardId(0) };
-        let used = [keyspace.key(&Key::Shard(first))];
-        match self.etcd.swap(&position, Some(to_json(&source)), &used).await? {
+        match self.etcd.swap(&position, Some(to_json(&source)), &[self.used(id)]).await? {
             Some(revision) => Ok(Written { source, revision }),
-            None => Err(SourceError::Field {
-                field: "id",
-                reason: format!("{id} is, or was, the name of another source; choose a new one"),
-            }),
+            None => Err(taken(id)),
         }
     }
 
@@ -151,37 +220,7 @@ impl SourceDesk {
     }
 }
 
-/// Whether a streamer could open it, wherever it runs.
-fn check_path(path: &str) -> Result<(), SourceError> {
-    let bad = |reason: String| Err(SourceError::Field { field: "path", reason });
-    if path.len() > PATH_BYTES_MAX {
-        return bad(format!("it has {} bytes, at most {PATH_BYTES_MAX} are allowed", path.len()));
-    }
-    if !path.starts_with('/') {
-        return bad(format!("{path:?} is not absolute, such as /data/export.csv"));
-    }
-    if path.chars().any(char::is_control) {
-        return bad(format!("{path:?} has control characters"));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_that_no_streamer_could_open_is_refused() {
-        let check = |path: &str, expected: Option<&str>| {
-            let said = check_path(path).err().map(|error| error.to_string());
-            assert_eq!(said.as_deref(), expected, "{path:?}");
-        };
-        check("/data/export.csv", None);
-        check("export.csv", Some("path: \"export.csv\" is not absolute, such as /data/export.csv"));
-        check("", Some("path: \"\" is not absolute, such as /data/export.csv"));
-        check("/a\n", Some("path: \"/a\\n\" has control characters"));
-        check(&format!("/{}", "a".repeat(4095)), None);
-        let told = "path: it has 4097 bytes, at most 4096 are allowed";
-        check(&format!("/{}", "a".repeat(4096)), Some(told));
-    }
+fn taken(id: &SourceId) -> SourceError {
+    let reason = format!("{id} is, or was, the name of another source; choose a new one");
+    SourceError::Field { field: "id", reason }
 }

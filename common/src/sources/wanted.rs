@@ -1,0 +1,171 @@
+//! What a source shall be, checked before etcd is asked.
+
+use super::SourceError;
+use crate::{
+    keyspace::{
+        Source, SourceKind,
+        live::{GPUS_MAX, HOSTS_MAX, INTERVAL_MS, Simulate},
+    },
+    model::{SourceId, Timestamp},
+};
+
+/// Longest path of a file, in bytes: Linux takes none that is longer.
+const PATH_BYTES_MAX: usize = 4096;
+/// Slowest and fastest replay, in thousandths of real time.
+const SPEED_MILLI: std::ops::RangeInclusive<u64> = 1..=100_000_000;
+
+/// What applying a source does to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// It was not there.
+    Created,
+    /// It reads something else from now on.
+    Changed,
+    /// It was so already.
+    Unchanged,
+}
+
+/// A source as somebody wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    kind: SourceKind,
+}
+
+impl Wanted {
+    /// Checks what is wanted.
+    ///
+    /// # Errors
+    /// Names what was given wrong and what is allowed.
+    pub fn new(kind: SourceKind) -> Result<Self, SourceError> {
+        match &kind {
+            SourceKind::Declared { path, speed_milli, .. } => {
+                check_path(path)?;
+                if let Some(speed) = speed_milli.filter(|speed| !SPEED_MILLI.contains(speed)) {
+                    let reason = format!("{} is not from 0.001 to 100000", speed as f64 / 1000.0);
+                    return Err(SourceError::Field { field: "replaySpeed", reason });
+                }
+            }
+            SourceKind::Csv { .. } => {}
+            SourceKind::Simulate(simulate) => check_simulate(simulate)?,
+        }
+        Ok(Self { kind })
+    }
+
+    /// As it comes into being.
+    pub(super) fn source(&self) -> Source {
+        let shards = shards(&self.kind);
+        let kind = self.kind.clone();
+        Source { kind, shards, created_at: Timestamp::now(), paused: false }
+    }
+
+    /// What stands in `is`'s place when it becomes what is wanted; none if nothing changes. What
+    /// hosts were dealt to shards by stays, and so does the end: a shard that was read to it is done.
+    pub(super) fn in_place_of(
+        &self,
+        id: &SourceId,
+        is: &Source,
+    ) -> Result<Option<Source>, SourceError> {
+        let kind = match (&self.kind, &is.kind) {
+            (SourceKind::Simulate(wanted), SourceKind::Simulate(old)) => {
+                let (hosts_per_shard, until) = (old.hosts_per_shard, old.until);
+                SourceKind::Simulate(Simulate { hosts_per_shard, until, ..wanted.clone() })
+            }
+            (wanted, old) if same_file(wanted, old) => return Ok(None),
+            (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. }) => {
+                let reason = format!(
+                    "{id} reads another file, or the same in another way; choose a new name"
+                );
+                return Err(SourceError::Field { field: "path", reason });
+            }
+            (wanted, old) => {
+                let (is, wanted) = (name(old), name(wanted));
+                return Err(SourceError::OtherKind { id: id.clone(), is, wanted });
+            }
+        };
+        let source = Source { shards: shards(&kind), kind, ..is.clone() };
+        Ok((source != *is).then_some(source))
+    }
+}
+
+fn name(kind: &SourceKind) -> &'static str {
+    match kind {
+        SourceKind::Declared { .. } | SourceKind::Csv { .. } => "csv",
+        SourceKind::Simulate(_) => "simulate",
+    }
+}
+
+/// Of a file nobody knows before it was opened.
+fn shards(kind: &SourceKind) -> u32 {
+    match kind {
+        SourceKind::Declared { .. } | SourceKind::Csv { .. } => 0,
+        SourceKind::Simulate(simulate) => simulate.shards(),
+    }
+}
+
+fn same_file(wanted: &SourceKind, is: &SourceKind) -> bool {
+    let SourceKind::Declared { path, speed_milli, looped } = wanted else { return false };
+    match is {
+        SourceKind::Declared { .. } => wanted == is,
+        SourceKind::Csv { path: is, replay, .. } => {
+            let speed = speed_milli.or(looped.then_some(1000));
+            path == is
+                && speed == replay.as_ref().map(|replay| replay.speed_milli)
+                && *looped == replay.as_ref().is_some_and(|replay| replay.looped)
+        }
+        SourceKind::Simulate(_) => false,
+    }
+}
+
+fn check_simulate(simulate: &Simulate) -> Result<(), SourceError> {
+    check_range("hosts", simulate.hosts, 1..=HOSTS_MAX)?;
+    check_range("gpus", simulate.gpus, 1..=GPUS_MAX)?;
+    check_range("interval, in milliseconds,", simulate.interval_ms, INTERVAL_MS)?;
+    check_range("hosts_per_shard", simulate.hosts_per_shard, 1..=HOSTS_MAX)
+}
+
+fn check_range<T: PartialOrd + std::fmt::Display>(
+    field: &'static str,
+    value: T,
+    allowed: std::ops::RangeInclusive<T>,
+) -> Result<(), SourceError> {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    let reason = format!("{value} is not from {} to {}", allowed.start(), allowed.end());
+    Err(SourceError::Field { field, reason })
+}
+
+/// Whether a streamer could open it, wherever it runs.
+fn check_path(path: &str) -> Result<(), SourceError> {
+    let bad = |reason: String| Err(SourceError::Field { field: "path", reason });
+    if path.len() > PATH_BYTES_MAX {
+        return bad(format!("it has {} bytes, at most {PATH_BYTES_MAX} are allowed", path.len()));
+    }
+    if !path.starts_with('/') {
+        return bad(format!("{path:?} is not absolute, such as /data/export.csv"));
+    }
+    if path.chars().any(char::is_control) {
+        return bad(format!("{path:?} has control characters"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_no_streamer_could_open_is_refused() {
+        let check = |path: &str, expected: Option<&str>| {
+            let said = check_path(path).err().map(|error| error.to_string());
+            assert_eq!(said.as_deref(), expected, "{path:?}");
+        };
+        check("/data/export.csv", None);
+        check("export.csv", Some("path: \"export.csv\" is not absolute, such as /data/export.csv"));
+        check("", Some("path: \"\" is not absolute, such as /data/export.csv"));
+        check("/a\n", Some("path: \"/a\\n\" has control characters"));
+        check(&format!("/{}", "a".repeat(4095)), None);
+        let told = "path: it has 4097 bytes, at most 4096 are allowed";
+        check(&format!("/{}", "a".repeat(4096)), Some(told));
+    }
+}

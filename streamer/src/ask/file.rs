@@ -1,0 +1,195 @@
+//! The file that says which sources there shall be.
+
+use std::{collections::BTreeSet, io::Read, path::Path};
+
+use anyhow::{Context, bail};
+use nexus_common::{
+    keyspace::{SourceKind, live::Simulate},
+    model::{ClusterId, SourceId, Timestamp},
+    sources::Wanted,
+};
+use serde::Deserialize;
+
+use crate::interval::parse_ms;
+
+/// Largest file, in bytes: thousands of sources. Bounds what a wrong path makes us read.
+const BYTES_MAX: u64 = 4 << 20;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    sources: Vec<Entry>,
+}
+
+/// One source: a name, and one kind with what it takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: SourceId,
+    csv: Option<Csv>,
+    simulate: Option<Simulated>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Csv {
+    path: String,
+    speed: Option<f64>,
+    #[serde(default, rename = "loop")]
+    looped: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Simulated {
+    hosts: u32,
+    gpus: u32,
+    #[serde(default = "second")]
+    interval: Length,
+    #[serde(default = "one")]
+    seed: u32,
+    cluster: Option<ClusterId>,
+    until: Option<Timestamp>,
+}
+
+/// A length of time, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Length(u64);
+
+impl TryFrom<String> for Length {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        parse_ms(&text).map(Self)
+    }
+}
+
+fn second() -> Length {
+    Length(1000)
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Reads the sources a file asks for; `-` is standard input.
+///
+/// # Errors
+/// Names the file, and the line or the source, and what is allowed there.
+pub(super) fn read(path: &Path) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
+    let mut text = String::new();
+    let limited = |from: &mut dyn Read, text: &mut String| {
+        from.take(BYTES_MAX + 1).read_to_string(text).map(drop)
+    };
+    let read = if path == Path::new("-") {
+        limited(&mut std::io::stdin().lock(), &mut text)
+    } else {
+        std::fs::File::open(path).and_then(|mut file| limited(&mut file, &mut text))
+    };
+    let path = path.display();
+    read.with_context(|| format!("read {path}"))?;
+    if text.len() as u64 > BYTES_MAX {
+        bail!("read {path}: it has more than {BYTES_MAX} bytes");
+    }
+    parse(&text).with_context(|| format!("read {path}"))
+}
+
+fn parse(text: &str) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
+    let file: File = serde_saphyr::from_str(text)?;
+    let mut names = BTreeSet::new();
+    let mut sources = Vec::with_capacity(file.sources.len());
+    for entry in file.sources {
+        let name = entry.name.clone();
+        if !names.insert(name.clone()) {
+            bail!("source {name} stands there twice");
+        }
+        let wanted = wanted(entry).with_context(|| format!("source {name}"))?;
+        sources.push((name, wanted));
+    }
+    Ok(sources)
+}
+
+fn wanted(entry: Entry) -> anyhow::Result<Wanted> {
+    let kinds = [entry.csv.map(csv), entry.simulate.map(simulate)];
+    let mut kinds = kinds.into_iter().flatten();
+    match (kinds.next(), kinds.next()) {
+        (Some(kind), None) => Ok(Wanted::new(kind)?),
+        _ => bail!("it must have exactly one of csv and simulate"),
+    }
+}
+
+fn csv(csv: Csv) -> SourceKind {
+    // What is out of range stays so, and is told with the range.
+    let speed_milli = csv.speed.map(|speed| (speed * 1000.0).round().max(0.0) as u64);
+    SourceKind::Declared { path: csv.path, speed_milli, looped: csv.looped }
+}
+
+fn simulate(simulated: Simulated) -> SourceKind {
+    SourceKind::Simulate(Simulate {
+        cluster: simulated.cluster,
+        hosts: simulated.hosts,
+        gpus: simulated.gpus,
+        interval_ms: simulated.interval.0,
+        seed: simulated.seed,
+        until: simulated.until,
+        hosts_per_shard: Simulate::plan_hosts_per_shard(simulated.hosts),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place_and_what_is_allowed() {
+        let check = |text: &str, expected: &[&str]| {
+            let error = parse(text).map(|sources| sources.len()).unwrap_err();
+            let told = format!("{error:#}");
+            assert!(expected.iter().all(|part| told.contains(part)), "{told}");
+        };
+        let one = |body: &str| format!("sources:\n  - name: a\n    {body}\n");
+        check("sources: [{name: a/b, csv: {path: /a}}]", &["line 1", "[A-Za-z0-9._:-]"]);
+        check(&one("sim: {}"), &["line 3", "sim", "simulate"]);
+        check(&one("simulate: {hosts: 1}"), &["line 3", "gpus"]);
+        check(&one("simulate: {hosts: 1, gpus: 99}"), &["source a", "gpus: 99 is not from 1 to 16"]);
+        check(&one("simulate: {hosts: x, gpus: 1}"), &["line 3", "x"]);
+        check(&one("simulate: {hosts: 1, gpus: 1, interval: 1}"), &["line 3", "500ms, 1s, 2m or 1h"]);
+        check(&one("simulate: {hosts: 1, gpus: 1, interval: 1ms}"), &["not from 100 to 86400000"]);
+        check(&one("csv: {path: a.csv}"), &["source a", "is not absolute"]);
+        check(&one("csv: {path: /a, speed: -1}"), &["from 0.001 to 100000"]);
+        check(&one("note: 1"), &["line 3", "note"]);
+        check("sources: [{name: a}]", &["source a", "exactly one of csv and simulate"]);
+        let twice = "{name: a, csv: {path: /a}}";
+        check(&format!("sources: [{twice}, {twice}]"), &["source a stands there twice"]);
+        check("sources: [", &["line"]);
+    }
+
+    #[test]
+    fn a_source_of_each_kind_is_read() {
+        let text = "
+sources:
+  - name: lab
+    simulate: {hosts: 16, gpus: 8, interval: 500ms, seed: 7, cluster: c}
+  - name: export
+    csv: {path: /data/a.csv, speed: 2.5, loop: true}
+";
+        let sources = parse(text).unwrap();
+        let simulated = SourceKind::Simulate(Simulate {
+            cluster: Some("c".parse().unwrap()),
+            hosts: 16,
+            gpus: 8,
+            interval_ms: 500,
+            seed: 7,
+            until: None,
+            hosts_per_shard: 2,
+        });
+        let export = SourceKind::Declared {
+            path: "/data/a.csv".to_owned(),
+            speed_milli: Some(2500),
+            looped: true,
+        };
+        let expected = [("lab", simulated), ("export", export)];
+        let expected = expected.map(|(n, kind)| (n.parse().unwrap(), Wanted::new(kind).unwrap()));
+        assert_eq!(sources, expected);
+    }
+}

@@ -1,0 +1,219 @@
+//! How a made-up GPU behaves, as a function of time: jobs come and go in slots, temperature
+//! follows power, a hot GPU is throttled, now and then one reports an XID, and rarely one falls off
+//! the bus.
+//!
+//! A function of (seed, host, GPU, instant) and nothing else, in integers: whoever measures goes on
+//! exactly where somebody else stopped, on any machine.
+
+use crate::generate::SplitMix64;
+
+/// How long a GPU does the same, in milliseconds: long enough to warm up, short enough to watch.
+const SLOT_MS: i64 = 300_000;
+/// Frame buffer of an H100 80 GB, in MiB, as DCGM splits it into used and free.
+const FRAME_BUFFER_MIB: i64 = 81_559;
+/// SM and memory clock without throttling, in MHz.
+const SM_CLOCK_MHZ: i64 = 1980;
+const MEMORY_CLOCK_MHZ: i64 = 2619;
+/// Half the way of a temperature, and of a load, to where it is going, in milliseconds.
+const WARM_MS: i64 = 20_000;
+const RAMP_MS: i64 = 3_000;
+/// One job in so many loses its cooling, reports an XID of its own making, or its GPU.
+const HOT_ONCE_IN: i64 = 12;
+const XID_ONCE_IN: i64 = 60;
+const LOST_ONCE_IN: i64 = 600;
+/// What software does wrong: illegal instruction, memory page fault, engine exception, reset.
+const XIDS: [i64; 4] = [13, 31, 43, 45];
+/// "GPU has fallen off the bus".
+const XID_LOST: i64 = 79;
+/// How long a GPU that falls off the bus still tells its XID, in milliseconds.
+const LAST_WORDS_MS: i64 = 10_000;
+
+/// What is measured, by DCGM's names, in the order of [`Readings`].
+pub(crate) const FIELDS: [&str; 12] = [
+    "DCGM_FI_DEV_GPU_UTIL",
+    "DCGM_FI_DEV_MEM_COPY_UTIL",
+    "DCGM_FI_DEV_POWER_USAGE",
+    "DCGM_FI_DEV_GPU_TEMP",
+    "DCGM_FI_DEV_MEMORY_TEMP",
+    "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_DEV_FB_FREE",
+    "DCGM_FI_DEV_DEC_UTIL",
+    "DCGM_FI_DEV_ENC_UTIL",
+    "DCGM_FI_DEV_SM_CLOCK",
+    "DCGM_FI_DEV_MEM_CLOCK",
+    "DCGM_FI_DEV_XID_ERRORS",
+];
+
+/// One value a field; power in watts.
+pub(crate) type Readings = [f64; FIELDS.len()];
+
+/// What a GPU does in one slot.
+struct Slot {
+    /// In thousandths of a percent.
+    load: i64,
+    memory_mib: i64,
+    decoder: i64,
+    /// From when to when it lacks air, from the slot's beginning on.
+    hot: Option<(i64, i64)>,
+    /// An XID, and when.
+    xid: Option<(i64, i64)>,
+}
+
+impl Slot {
+    fn of(stream: u64, number: i64) -> Self {
+        let mut random = SplitMix64::new(stream, number as u64);
+        let busy = !random.once_in(4);
+        let at = random.between(60_000, 180_000);
+        let (hot, xid, lost) = (
+            busy && random.once_in(HOT_ONCE_IN),
+            random.once_in(XID_ONCE_IN),
+            random.once_in(LOST_ONCE_IN),
+        );
+        let code = usize::try_from(random.between(0, 3)).unwrap_or(0);
+        let code = if lost { XID_LOST } else { XIDS.get(code).copied().unwrap_or(XID_LOST) };
+        Self {
+            load: if busy { random.between(55_000, 100_000) } else { 0 },
+            memory_mib: if busy { random.between(8, 77) * 1024 } else { random.between(0, 4) },
+            decoder: if busy && random.once_in(10) { random.between(1, 12) } else { 0 },
+            hot: hot.then(|| (at, at + random.between(30_000, 90_000))),
+            xid: (xid || lost).then_some((at, code)),
+        }
+    }
+
+    /// In thousandths of a degree, in the long run.
+    fn warmth(&self) -> i64 {
+        27_000 + (68_000 + self.load * 6) * 60 / 1000
+    }
+
+    fn is_lost(&self, into: i64) -> bool {
+        self.xid.is_some_and(|(at, code)| code == XID_LOST && into >= at + LAST_WORDS_MS)
+    }
+}
+
+/// What is left of `distance` after `ms`, halved every `half` of them.
+fn left(distance: i64, ms: i64, half: i64) -> i64 {
+    let (whole, part) = (ms / half, ms % half);
+    if whole >= 40 {
+        return 0;
+    }
+    let there = distance / (1 << whole);
+    there - there * part / (2 * half)
+}
+
+/// What GPU `stream` shows at `now`, in milliseconds since the epoch. Nothing while it is off the
+/// bus.
+pub(crate) fn readings(stream: u64, now: i64) -> Option<Readings> {
+    // Each GPU has its own beginning, so that not all jobs start at once.
+    let shifted = now.saturating_add((stream % SLOT_MS as u64) as i64);
+    let (number, into) = (shifted.div_euclid(SLOT_MS), shifted.rem_euclid(SLOT_MS));
+    let (slot, before) = (Slot::of(stream, number), Slot::of(stream, number - 1));
+    if slot.is_lost(into) {
+        return None;
+    }
+    let mut noise = SplitMix64::new(!stream, now as u64);
+    let heat = slot.hot.map_or(0, |(from, to)| {
+        let gained = |ms: i64| 22_000 - left(22_000, ms, WARM_MS);
+        match into {
+            _ if into < from => 0,
+            _ if into < to => gained(into - from),
+            _ => left(gained(to - from), into - to, WARM_MS),
+        }
+    });
+    let throttled = heat > 12_000;
+    let wobble = if slot.load > 0 { noise.between(-4_000, 4_000) } else { 0 };
+    let ramp = slot.load + left(before.load - slot.load, into, RAMP_MS);
+    let load = (ramp + wobble).clamp(0, 100_000);
+    let power = (68_000 + load * 6 + noise.between(-3_000, 3_000)).clamp(60_000, 700_000);
+    let power = if throttled { power * 7 / 10 } else { power };
+    let warmth = slot.warmth() + left(before.warmth() - slot.warmth(), into, WARM_MS) + heat;
+    let temperature = (warmth + noise.between(-300, 300)) / 1000;
+    let utilisation = load / 1000;
+    let copy = if utilisation == 0 { 0 } else { utilisation * 2 / 5 + noise.between(-2, 2) };
+    let clock = SM_CLOCK_MHZ - if throttled { 15 * noise.between(8, 30) } else { 0 };
+    // The last one stays until a job later: then the driver is loaded anew.
+    let xid = slot.xid.filter(|(at, _)| into >= *at).or(before.xid).map_or(0, |(_, code)| code);
+    Some([
+        utilisation as f64,
+        copy.clamp(0, 100) as f64,
+        power as f64 / 1000.0,
+        temperature as f64,
+        (temperature + 8) as f64,
+        slot.memory_mib as f64,
+        (FRAME_BUFFER_MIB - slot.memory_mib) as f64,
+        slot.decoder as f64,
+        0.0,
+        clock as f64,
+        MEMORY_CLOCK_MHZ as f64,
+        xid as f64,
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000_000;
+
+    /// A day of one GPU, a reading every ten seconds.
+    fn days(gpus: u64) -> impl Iterator<Item = Option<Readings>> {
+        (0..gpus).flat_map(|gpu| {
+            let stream = SplitMix64::new(7, gpu).next();
+            (0..8640).map(move |tick| readings(stream, NOW + tick * 10_000))
+        })
+    }
+
+    #[test]
+    fn readings_stay_in_the_range_of_the_card_and_hang_together() {
+        for reading in days(50).flatten() {
+            let [load, copy, power, warm, memory_warm, used, free, decoder, encoder, sm, mem, xid] =
+                reading;
+            assert!((0.0..=100.0).contains(&load) && (0.0..=100.0).contains(&copy));
+            assert!((40.0..=700.0).contains(&power), "{power}");
+            assert!((25.0..=95.0).contains(&warm) && memory_warm > warm, "{warm}");
+            assert!(used >= 0.0 && used + free == FRAME_BUFFER_MIB as f64);
+            assert!((0.0..=12.0).contains(&decoder) && encoder == 0.0);
+            assert!((1500.0..=1980.0).contains(&sm) && mem == 2619.0);
+            assert!(xid == 0.0 || xid == 79.0 || XIDS.contains(&(xid as i64)));
+        }
+    }
+
+    #[test]
+    fn everything_that_may_happen_happens_and_most_of_the_time_nothing_does() {
+        let all: Vec<_> = days(50).collect();
+        let share = |hit: fn(&Option<Readings>) -> bool| {
+            all.iter().filter(|r| hit(r)).count() as f64 / all.len() as f64
+        };
+        let check = |what: &str, hit: fn(&Option<Readings>) -> bool, low: f64, high: f64| {
+            let is = share(hit);
+            assert!((low..high).contains(&is), "{what}: {is}");
+        };
+        check("idle", |r| r.is_some_and(|r| r[0] == 0.0), 0.1, 0.4);
+        check("busy", |r| r.is_some_and(|r| r[0] > 40.0), 0.5, 0.9);
+        check("throttled", |r| r.is_some_and(|r| r[9] < 1980.0), 0.002, 0.05);
+        check("an XID", |r| r.is_some_and(|r| r[11] > 0.0), 0.005, 0.1);
+        check("off the bus", Option::is_none, 0.0001, 0.01);
+    }
+
+    #[test]
+    fn a_new_job_warms_the_card_slowly() {
+        let mut last: Option<f64> = None;
+        for tick in 0..86_400 {
+            let now = readings(SplitMix64::new(7, 3).next(), NOW + tick * 1000).map(|r| r[3]);
+            if let Some((last, now)) = last.zip(now) {
+                assert!((now - last).abs() <= 3.0, "{last} to {now} within a second");
+            }
+            last = now;
+        }
+    }
+
+    #[test]
+    fn what_is_left_halves_and_ends() {
+        let check = |ms, expected| assert_eq!(left(1000, ms, 100), expected, "{ms}");
+        check(0, 1000);
+        check(50, 750);
+        check(100, 500);
+        check(200, 250);
+        check(100_000, 0);
+        assert_eq!(left(-1000, 100, 100), -500);
+    }
+}
