@@ -131,6 +131,11 @@ fn describe(source: &Source) -> (&'static str, String) {
             let every = show_ms(simulate.interval_ms);
             ("simulate", format!("{hosts} hosts x {gpus} GPUs every {every}"))
         }
+        SourceKind::Scrape(scrape) => {
+            let (targets, files) = (scrape.targets.len(), scrape.files.len());
+            let every = show_ms(scrape.interval_ms);
+            ("scrape", format!("{targets} targets, {files} files of targets, every {every}"))
+        }
     }
 }
 

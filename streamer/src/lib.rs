@@ -11,6 +11,7 @@ mod interval;
 mod live;
 mod prepare;
 mod register;
+mod rounds;
 mod run;
 mod shard;
 pub mod simulate;

@@ -4,7 +4,7 @@
 //! was measured. So no tick is enqueued twice, whoever measured it; one that nobody enqueued, for
 //! whatever reason, is an outage, and counted as one.
 
-use std::{pin::Pin, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use nexus_common::{
     keyspace::{Progress, SourceKind, live::Simulate},
@@ -29,6 +29,10 @@ pub(crate) struct Measured {
     pub(crate) hosts: Vec<HostSamples>,
     /// Things that were measured (GPUs, or targets' samples): the rows of a source without rows.
     pub(crate) rows: u64,
+    /// Of those, without a value.
+    pub(crate) absent: u64,
+    /// Things that were refused, by reason.
+    pub(crate) refused: BTreeMap<String, u64>,
     /// Measurements that were due before and that nobody made.
     pub(crate) missed: u64,
     /// First millisecond that nothing was measured for yet.
@@ -39,7 +43,13 @@ pub(crate) struct Measured {
 impl Measured {
     /// The progress with all of this in it but its samples.
     fn advance(&self, progress: &Progress) -> Progress {
+        let mut rows_rejected = progress.rows_rejected.clone();
+        for (reason, lines) in &self.refused {
+            *rows_rejected.entry(reason.clone()).or_default() += lines;
+        }
         Progress {
+            rows_absent: progress.rows_absent + self.absent,
+            rows_rejected,
             offset: progress.offset.max(self.position),
             rows_accepted: progress.rows_accepted + self.rows,
             missed: progress.missed + self.missed,
@@ -123,7 +133,7 @@ impl Shards {
         let now = i64::try_from(at).unwrap_or(i64::MAX);
         let hosts = simulate.hosts_of(lane.shard.0);
         let (hosts, rows) = hosts_at(&lane.source, simulate, hosts, now)?;
-        Ok(Measured { hosts, rows, missed, position: at + 1, done: false })
+        Ok(Measured { hosts, rows, missed, position: at + 1, ..Measured::default() })
     }
 
     /// Enqueues what was measured. The position moves with the first transaction: if there are
@@ -156,6 +166,9 @@ impl Shards {
             let metrics = &self.life.process.metrics;
             metrics.count_rows("accepted", measured.rows);
             metrics.count_rows("missed", measured.missed);
+            for (reason, lines) in &measured.refused {
+                metrics.count_rows(reason, *lines);
+            }
             metrics.figures.backlog.store(producer.backlog(), Relaxed);
         }
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use nexus_common::{
     block::{Block, EncodeError, Section},
     keyspace::{FileRange, Progress, Replay},
-    limits::{BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, MESSAGE_BYTES_TARGET},
+    limits::{BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, MESSAGE_BYTES_TARGET, MESSAGE_HOSTS_MAX},
     model::{ClusterId, HostSamples, Timestamp},
     queue::{Message, Producer},
 };
@@ -222,7 +222,10 @@ fn too_large(prepared: &Prepared) -> bool {
 }
 
 /// Encodes hosts into as few messages as keep below the size to aim at.
-pub(crate) fn messages(cluster: &ClusterId, hosts: Vec<HostSamples>) -> Result<Vec<Message>, EncodeError> {
+pub(crate) fn messages(
+    cluster: &ClusterId,
+    hosts: Vec<HostSamples>,
+) -> Result<Vec<Message>, EncodeError> {
     let mut sections = Vec::with_capacity(hosts.len());
     for host in hosts {
         encode(host, &mut sections)?;
@@ -231,7 +234,9 @@ pub(crate) fn messages(cluster: &ClusterId, hosts: Vec<HostSamples>) -> Result<V
     let mut open: Vec<Section> = Vec::new();
     let mut bytes = 0;
     for section in sections {
-        if !open.is_empty() && bytes + section.byte_len() > MESSAGE_BYTES_TARGET {
+        let full =
+            open.len() >= MESSAGE_HOSTS_MAX || bytes + section.byte_len() > MESSAGE_BYTES_TARGET;
+        if !open.is_empty() && full {
             messages.push(message(cluster, std::mem::take(&mut open))?);
             bytes = 0;
         }

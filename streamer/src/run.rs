@@ -38,10 +38,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Runs a streamer that first makes sure that a source is wanted.
-pub(crate) async fn run_with(
-    args: Args,
-    wanted: Option<(SourceId, Wanted)>,
-) -> anyhow::Result<()> {
+pub(crate) async fn run_with(args: Args, wanted: Option<(SourceId, Wanted)>) -> anyhow::Result<()> {
     let given = args.instance_id.clone();
     let process = Process::start(Role::Streamer, args.common.clone(), given.as_ref()).await?;
     let registration = Registration::of(&args)?;

@@ -27,7 +27,7 @@ use crate::{
     args::Args,
     prepare::{PrepareError, Prepared, Task},
     register::fingerprint,
-    source::{CsvFile, FileError, csv::SeriesCache},
+    source::{CsvFile, FileError, csv::SeriesCache, scrape::fetch::FetchError},
     sources::Sources,
 };
 
@@ -69,6 +69,8 @@ pub(crate) enum ShardError {
     File(#[from] FileError),
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    #[error("prepare to ask targets")]
+    Fetch(#[from] FetchError),
     #[error("name what is measured")]
     Name(#[from] IdError),
     #[error("a thread of ours panicked")]
@@ -106,7 +108,9 @@ impl Shards {
                     self.sources.shun(&lane.source);
                     return;
                 }
-                Err(error @ (ShardError::Prepare(_) | ShardError::Name(_))) => {
+                Err(
+                    error @ (ShardError::Prepare(_) | ShardError::Name(_) | ShardError::Fetch(_)),
+                ) => {
                     let error = anyhow::Error::from(error);
                     tracing::error!(%lane, error = format!("{error:#}"), "the shard cannot be read on, leaving it to others");
                     self.sources.shun(&lane.source);
@@ -175,6 +179,7 @@ impl Shards {
         };
         match source.kind {
             SourceKind::Simulate(_) => self.simulate(producer, gone).await,
+            SourceKind::Scrape(_) => self.scrape(producer, gone).await,
             SourceKind::Csv { .. } | SourceKind::Declared { .. } => Ok(Go::Ended),
         }
     }

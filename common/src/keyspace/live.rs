@@ -4,6 +4,8 @@
 //! belongs to is fixed when the source comes into being; everything else may change while it is
 //! read. A shard's position is the first millisecond that nothing was enqueued for yet.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ClusterId, Timestamp};
@@ -59,6 +61,123 @@ impl Simulate {
     }
 }
 
+/// Most targets that a source names itself: more would make a value that is watched large; files
+/// may name any number.
+pub const TARGETS_MAX: usize = 1000;
+/// Most files of targets, and most rules of a kind.
+pub const LISTED_MAX: usize = 100;
+/// Shards that the targets of a source are dealt to, if nothing else is said.
+pub const SCRAPE_SHARDS: u32 = 8;
+/// Most shards of a source that is scraped: each is a claim and a transaction now and then.
+pub const SCRAPE_SHARDS_MAX: u32 = 256;
+/// Largest answer of a target, in bytes, unpacked.
+pub const BODY_BYTES: std::ops::RangeInclusive<u64> = 1024..=256 << 20;
+
+/// Exporters that are asked for what they measure, in Prometheus' text format or OpenMetrics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrape {
+    /// The cluster of its hosts; the streamer's if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterId>,
+    /// Who is asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<Target>,
+    /// Files that name more of them, where streamers find them; read again when they change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+    /// From one question to the next.
+    pub interval_ms: u64,
+    /// How long an answer may take.
+    pub timeout_ms: u64,
+    /// Largest answer, in bytes, unpacked.
+    pub body_bytes_max: u64,
+    /// Most series of one target.
+    pub series_max: u64,
+    /// Take the times that exporters give, where they give any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub honour_times: bool,
+    /// Who asks.
+    #[serde(default)]
+    pub login: Login,
+    /// PEM of the authorities that `https` targets are checked with, where streamers find it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+    /// What is taken.
+    #[serde(default)]
+    pub rules: Rules,
+    /// Fixed for ever, so that no target changes its shard.
+    pub shards: u32,
+}
+
+/// One exporter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// `http://node:9100/metrics`.
+    pub url: String,
+    /// The host whose metrics these are; the address' if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// From one question to the next, if not as for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+}
+
+/// How a streamer says who it is. Secrets stand in files where it runs, never in etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Login {
+    /// Not at all.
+    #[default]
+    None,
+    /// With the token that a file holds.
+    Bearer {
+        /// The file.
+        token_file: String,
+    },
+    /// With a name, and the password that a file holds.
+    Basic {
+        /// The name.
+        user: String,
+        /// The file.
+        password_file: String,
+    },
+}
+
+/// Which metrics are taken, and under which names. In patterns `*` is any text.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rules {
+    /// Only what one of these matches; everything if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<String>,
+    /// And nothing that one of these matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop: Vec<String>,
+    /// The exporter's name and ours.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rename: BTreeMap<String, String>,
+}
+
+impl Rules {
+    /// Whether a metric of this name is taken.
+    pub fn takes(&self, name: &str) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
+        (self.keep.is_empty() || any(&self.keep)) && !any(&self.drop)
+    }
+}
+
+/// Whether all of `text` is as `pattern` says. Each part is looked for once: no pattern is slow.
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(head) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let tail = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some((_, behind)) = text.split_once(part) else { return false };
+        text = behind;
+    }
+    text.ends_with(tail)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +200,27 @@ mod tests {
         }
         assert_eq!(simulate(8, 1).shards(), 8);
         assert!(simulate(8, 1).hosts_of(8).is_empty());
+    }
+
+    #[test]
+    fn rules_keep_and_drop_by_pattern() {
+        let check = |pattern: &str, text: &str, expected| {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        };
+        check("a", "a", true);
+        check("a", "ab", false);
+        check("*", "", true);
+        check("a*", "ab", true);
+        check("*b", "ab", true);
+        check("a*a", "a", false);
+        check("a*b*c", "axbyc", true);
+        check("a*b*c", "axcyb", false);
+        let rules = |keep: &[&str], drop: &[&str]| Rules {
+            keep: keep.iter().map(|k| (*k).to_owned()).collect(),
+            drop: drop.iter().map(|k| (*k).to_owned()).collect(),
+            rename: BTreeMap::new(),
+        };
+        assert!(rules(&[], &[]).takes("x") && rules(&["x", "y"], &[]).takes("y"));
+        assert!(!rules(&["x"], &[]).takes("y") && !rules(&["x*"], &["*y"]).takes("xy"));
     }
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{key::BlockName, live::Simulate};
+use super::{
+    key::BlockName,
+    live::{Scrape, Simulate},
+};
 use crate::model::{
     BucketId, Gpu, InstanceId, Lane, PartitionId, Role, ShardId, SourceId, Timestamp,
 };
@@ -129,13 +132,15 @@ pub enum SourceKind {
     },
     /// Telemetry that is made up, at an interval.
     Simulate(Simulate),
+    /// Exporters, asked at an interval.
+    Scrape(Scrape),
 }
 
 impl SourceKind {
     /// Whether it follows the wall clock: it has neither a file nor an end of its own, and its
     /// shards are what its value says, whatever was cut before.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Simulate(_))
+        matches!(self, Self::Simulate(_) | Self::Scrape(_))
     }
 }
 

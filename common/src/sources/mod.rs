@@ -140,8 +140,7 @@ impl SourceDesk {
     /// When etcd does not answer, or a source cannot be read.
     pub async fn list(&self) -> Result<Vec<(SourceId, Source)>, SourceError> {
         let keyspace = self.etcd.keyspace();
-        let listing =
-            self.etcd.range(&keyspace.prefix("sources/"), RangeRead::default()).await?;
+        let listing = self.etcd.range(&keyspace.prefix("sources/"), RangeRead::default()).await?;
         let mut sources = Vec::with_capacity(listing.entries.len());
         for entry in listing.entries {
             if let Ok(Key::Source(id)) = keyspace.parse(&entry.key) {

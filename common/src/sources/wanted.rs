@@ -1,16 +1,24 @@
 //! What a source shall be, checked before etcd is asked.
 
+use std::collections::BTreeSet;
+
 use super::SourceError;
 use crate::{
     keyspace::{
         Source, SourceKind,
-        live::{GPUS_MAX, HOSTS_MAX, INTERVAL_MS, Simulate},
+        live::{
+            BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, SCRAPE_SHARDS_MAX,
+            Scrape, Simulate, TARGETS_MAX,
+        },
     },
-    model::{SourceId, Timestamp},
+    limits::SECTION_SERIES_MAX,
+    model::{HostName, MetricName, SourceId, Timestamp},
 };
 
 /// Longest path of a file, in bytes: Linux takes none that is longer.
 const PATH_BYTES_MAX: usize = 4096;
+/// Longest URL of a target, in bytes: with [`TARGETS_MAX`] of them a value still fits in etcd.
+const URL_BYTES_MAX: usize = 512;
 /// Slowest and fastest replay, in thousandths of real time.
 const SPEED_MILLI: std::ops::RangeInclusive<u64> = 1..=100_000_000;
 
@@ -47,6 +55,7 @@ impl Wanted {
             }
             SourceKind::Csv { .. } => {}
             SourceKind::Simulate(simulate) => check_simulate(simulate)?,
+            SourceKind::Scrape(scrape) => check_scrape(scrape)?,
         }
         Ok(Self { kind })
     }
@@ -59,7 +68,7 @@ impl Wanted {
     }
 
     /// What stands in `is`'s place when it becomes what is wanted; none if nothing changes. What
-    /// hosts were dealt to shards by stays, and so does the end: a shard that was read to it is done.
+    /// hosts and targets were dealt to shards by stays, and so does the end: a shard that was read to it is done.
     pub(super) fn in_place_of(
         &self,
         id: &SourceId,
@@ -69,6 +78,9 @@ impl Wanted {
             (SourceKind::Simulate(wanted), SourceKind::Simulate(old)) => {
                 let (hosts_per_shard, until) = (old.hosts_per_shard, old.until);
                 SourceKind::Simulate(Simulate { hosts_per_shard, until, ..wanted.clone() })
+            }
+            (SourceKind::Scrape(wanted), SourceKind::Scrape(old)) => {
+                SourceKind::Scrape(Scrape { shards: old.shards, ..wanted.clone() })
             }
             (wanted, old) if same_file(wanted, old) => return Ok(None),
             (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. }) => {
@@ -91,6 +103,7 @@ fn name(kind: &SourceKind) -> &'static str {
     match kind {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => "csv",
         SourceKind::Simulate(_) => "simulate",
+        SourceKind::Scrape(_) => "scrape",
     }
 }
 
@@ -99,6 +112,7 @@ fn shards(kind: &SourceKind) -> u32 {
     match kind {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => 0,
         SourceKind::Simulate(simulate) => simulate.shards(),
+        SourceKind::Scrape(scrape) => scrape.shards,
     }
 }
 
@@ -112,7 +126,7 @@ fn same_file(wanted: &SourceKind, is: &SourceKind) -> bool {
                 && speed == replay.as_ref().map(|replay| replay.speed_milli)
                 && *looped == replay.as_ref().is_some_and(|replay| replay.looped)
         }
-        SourceKind::Simulate(_) => false,
+        SourceKind::Simulate(_) | SourceKind::Scrape(_) => false,
     }
 }
 
@@ -121,6 +135,66 @@ fn check_simulate(simulate: &Simulate) -> Result<(), SourceError> {
     check_range("gpus", simulate.gpus, 1..=GPUS_MAX)?;
     check_range("interval, in milliseconds,", simulate.interval_ms, INTERVAL_MS)?;
     check_range("hosts_per_shard", simulate.hosts_per_shard, 1..=HOSTS_MAX)
+}
+
+fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
+    check_range("targets, their number,", scrape.targets.len(), 0..=TARGETS_MAX)?;
+    check_range("files, their number,", scrape.files.len(), 0..=LISTED_MAX)?;
+    if scrape.targets.is_empty() && scrape.files.is_empty() {
+        let reason = "there are neither targets nor files that name any".to_owned();
+        return Err(SourceError::Field { field: "targets", reason });
+    }
+    let rules = &scrape.rules;
+    for listed in [rules.keep.len(), rules.drop.len(), rules.rename.len()] {
+        check_range("rules, the number of one kind,", listed, 0..=LISTED_MAX)?;
+    }
+    for name in rules.rename.values() {
+        MetricName::new(name)
+            .map_err(|e| SourceError::Field { field: "rename", reason: e.to_string() })?;
+    }
+    check_range("interval, in milliseconds,", scrape.interval_ms, INTERVAL_MS)?;
+    check_range("timeout, in milliseconds,", scrape.timeout_ms, 10..=scrape.interval_ms)?;
+    check_range("body_bytes_max", scrape.body_bytes_max, BODY_BYTES)?;
+    check_range("series_max", scrape.series_max, 1..=SECTION_SERIES_MAX as u64)?;
+    check_range("shards", scrape.shards, 1..=SCRAPE_SHARDS_MAX)?;
+    let login = match &scrape.login {
+        Login::None => None,
+        Login::Bearer { token_file } => Some(token_file),
+        Login::Basic { password_file, .. } => Some(password_file),
+    };
+    let paths = scrape.files.iter().chain(&scrape.ca_file).chain(login);
+    paths.map(String::as_str).try_for_each(check_path)?;
+    let mut urls = BTreeSet::new();
+    for target in &scrape.targets {
+        check_url(&target.url, scrape.ca_file.is_some())?;
+        if let Some(host) = &target.host {
+            HostName::new(host)
+                .map_err(|e| SourceError::Field { field: "host", reason: e.to_string() })?;
+        }
+        if let Some(interval) = target.interval_ms {
+            check_range("interval, in milliseconds,", interval, INTERVAL_MS)?;
+        }
+        if !urls.insert(&target.url) {
+            let reason = format!("{} stands there twice", target.url);
+            return Err(SourceError::Field { field: "targets", reason });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a streamer could ask there.
+fn check_url(url: &str, secured: bool) -> Result<(), SourceError> {
+    let bad = |reason: String| Err(SourceError::Field { field: "url", reason });
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let address = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let plain = url.chars().all(|c| c.is_ascii_graphic());
+    if address.is_empty() || address.contains('@') || !plain || url.len() > URL_BYTES_MAX {
+        return bad(format!("{url:?} is not like http://node:9100/metrics"));
+    }
+    if url.starts_with("https://") && !secured {
+        return bad(format!("{url} needs ca_file: the authorities it is checked with"));
+    }
+    Ok(())
 }
 
 fn check_range<T: PartialOrd + std::fmt::Display>(

@@ -35,8 +35,8 @@ pub(super) struct Source {
     id: ID,
     /// What becomes of it
     state: SourceState,
-    /// Where streamers look for its file
-    path: String,
+    /// Where streamers look for its file; null if it has none
+    path: Option<String>,
     /// Size of the file; null until a streamer opened it
     bytes: Option<Count>,
     /// How much faster than recorded it is replayed; null if as fast as possible
@@ -66,13 +66,14 @@ impl Source {
         let done = lanes.iter().filter(|p| p.done).count();
         let (declared, path, bytes, speed, looped) = match &source.kind {
             SourceKind::Declared { path, speed_milli, looped } => {
-                (true, path, None, *speed_milli, *looped)
+                (true, Some(path), None, *speed_milli, *looped)
             }
             SourceKind::Csv { path, bytes, replay, .. } => {
                 let speed = replay.as_ref().map(|r| r.speed_milli);
                 let looped = replay.as_ref().is_some_and(|r| r.looped);
-                (false, path, Some(Count(*bytes)), speed, looped)
+                (false, Some(path), Some(Count(*bytes)), speed, looped)
             }
+            SourceKind::Simulate(_) | SourceKind::Scrape(_) => (false, None, None, None, false),
         };
         let state = if !declared && done == source.shards as usize {
             SourceState::Done
@@ -86,7 +87,7 @@ impl Source {
         Self {
             id: ID(id.to_string()),
             state,
-            path: path.clone(),
+            path: path.cloned(),
             bytes,
             replay_speed: speed.map(|milli| milli as f64 / 1000.0),
             looped,

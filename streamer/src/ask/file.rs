@@ -1,10 +1,17 @@
 //! The file that says which sources there shall be.
 
-use std::{collections::BTreeSet, io::Read, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    path::Path,
+};
 
 use anyhow::{Context, bail};
 use nexus_common::{
-    keyspace::{SourceKind, live::Simulate},
+    keyspace::{
+        SourceKind,
+        live::{Login, Rules, SCRAPE_SHARDS, Scrape, Simulate, Target},
+    },
     model::{ClusterId, SourceId, Timestamp},
     sources::Wanted,
 };
@@ -28,6 +35,7 @@ struct Entry {
     name: SourceId,
     csv: Option<Csv>,
     simulate: Option<Simulated>,
+    scrape: Option<Scraped>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,6 +60,57 @@ struct Simulated {
     until: Option<Timestamp>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scraped {
+    #[serde(default)]
+    targets: Vec<Asked>,
+    #[serde(default)]
+    files: Vec<String>,
+    #[serde(default = "ten_seconds")]
+    interval: Length,
+    timeout: Option<Length>,
+    #[serde(default = "body_bytes_max")]
+    body_bytes_max: u64,
+    #[serde(default = "series_max")]
+    series_max: u64,
+    #[serde(default)]
+    honour_times: bool,
+    bearer: Option<Bearer>,
+    basic: Option<Basic>,
+    ca_file: Option<String>,
+    #[serde(default)]
+    keep: Vec<String>,
+    #[serde(default)]
+    drop: Vec<String>,
+    #[serde(default)]
+    rename: BTreeMap<String, String>,
+    cluster: Option<ClusterId>,
+    #[serde(default = "shards")]
+    shards: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    url: String,
+    host: Option<String>,
+    interval: Option<Length>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bearer {
+    token_file: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Basic {
+    user: String,
+    password_file: String,
+}
+
 /// A length of time, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -66,6 +125,24 @@ impl TryFrom<String> for Length {
 
 fn second() -> Length {
     Length(1000)
+}
+
+fn ten_seconds() -> Length {
+    Length(10_000)
+}
+
+/// Sixteen MiB: ten times what a node exporter tells.
+fn body_bytes_max() -> u64 {
+    16 << 20
+}
+
+/// Several times what an exporter of sixteen GPUs tells.
+fn series_max() -> u64 {
+    10_000
+}
+
+fn shards() -> u32 {
+    SCRAPE_SHARDS
 }
 
 fn one() -> u32 {
@@ -110,11 +187,12 @@ fn parse(text: &str) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
 }
 
 fn wanted(entry: Entry) -> anyhow::Result<Wanted> {
-    let kinds = [entry.csv.map(csv), entry.simulate.map(simulate)];
+    let scraped = entry.scrape.map(scrape).transpose()?;
+    let kinds = [entry.csv.map(csv), entry.simulate.map(simulate), scraped];
     let mut kinds = kinds.into_iter().flatten();
     match (kinds.next(), kinds.next()) {
         (Some(kind), None) => Ok(Wanted::new(kind)?),
-        _ => bail!("it must have exactly one of csv and simulate"),
+        _ => bail!("it must have exactly one of csv, simulate and scrape"),
     }
 }
 
@@ -136,6 +214,35 @@ fn simulate(simulated: Simulated) -> SourceKind {
     })
 }
 
+fn scrape(scraped: Scraped) -> anyhow::Result<SourceKind> {
+    let login = match (scraped.bearer, scraped.basic) {
+        (None, None) => Login::None,
+        (Some(Bearer { token_file }), None) => Login::Bearer { token_file },
+        (None, Some(Basic { user, password_file })) => Login::Basic { user, password_file },
+        (Some(_), Some(_)) => bail!("it must not have both bearer and basic"),
+    };
+    let targets = scraped.targets.into_iter().map(|Asked { url, host, interval }| Target {
+        url,
+        host,
+        interval_ms: interval.map(|length| length.0),
+    });
+    let interval_ms = scraped.interval.0;
+    Ok(SourceKind::Scrape(Scrape {
+        cluster: scraped.cluster,
+        targets: targets.collect(),
+        files: scraped.files,
+        interval_ms,
+        timeout_ms: scraped.timeout.map_or(interval_ms.min(10_000), |length| length.0),
+        body_bytes_max: scraped.body_bytes_max,
+        series_max: scraped.series_max,
+        honour_times: scraped.honour_times,
+        login,
+        ca_file: scraped.ca_file,
+        rules: Rules { keep: scraped.keep, drop: scraped.drop, rename: scraped.rename },
+        shards: scraped.shards,
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,14 +258,20 @@ mod tests {
         check("sources: [{name: a/b, csv: {path: /a}}]", &["line 1", "[A-Za-z0-9._:-]"]);
         check(&one("sim: {}"), &["line 3", "sim", "simulate"]);
         check(&one("simulate: {hosts: 1}"), &["line 3", "gpus"]);
-        check(&one("simulate: {hosts: 1, gpus: 99}"), &["source a", "gpus: 99 is not from 1 to 16"]);
+        check(
+            &one("simulate: {hosts: 1, gpus: 99}"),
+            &["source a", "gpus: 99 is not from 1 to 16"],
+        );
         check(&one("simulate: {hosts: x, gpus: 1}"), &["line 3", "x"]);
-        check(&one("simulate: {hosts: 1, gpus: 1, interval: 1}"), &["line 3", "500ms, 1s, 2m or 1h"]);
+        check(
+            &one("simulate: {hosts: 1, gpus: 1, interval: 1}"),
+            &["line 3", "500ms, 1s, 2m or 1h"],
+        );
         check(&one("simulate: {hosts: 1, gpus: 1, interval: 1ms}"), &["not from 100 to 86400000"]);
         check(&one("csv: {path: a.csv}"), &["source a", "is not absolute"]);
         check(&one("csv: {path: /a, speed: -1}"), &["from 0.001 to 100000"]);
         check(&one("note: 1"), &["line 3", "note"]);
-        check("sources: [{name: a}]", &["source a", "exactly one of csv and simulate"]);
+        check("sources: [{name: a}]", &["source a", "exactly one of csv, simulate and scrape"]);
         let twice = "{name: a, csv: {path: /a}}";
         check(&format!("sources: [{twice}, {twice}]"), &["source a stands there twice"]);
         check("sources: [", &["line"]);

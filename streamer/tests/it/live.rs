@@ -14,7 +14,7 @@ use nexus_common::{
 use crate::process::Case;
 
 /// Every sample in the queue: host, GPU, metric, time, value.
-type Seen = BTreeMap<(String, String, String, i64), f64>;
+pub(crate) type Seen = BTreeMap<(String, String, String, i64), f64>;
 
 /// All samples queued. None may be there twice.
 pub(crate) async fn queued(case: &Case) -> Seen {
@@ -122,7 +122,8 @@ async fn one_that_is_changed_paused_and_withdrawn_follows_at_once() {
     assert_eq!(apply(large, &[]), (true, "sim changed\n".to_owned()));
     let all = case.audited_until("it grew", |r| r.lanes == 3).await.samples.queued;
     case.audited_until("all are measured", |r| r.samples.queued > all + 200).await;
-    let hosts = |seen: Seen| seen.into_keys().map(|key| key.0).collect::<std::collections::BTreeSet<_>>();
+    let hosts =
+        |seen: Seen| seen.into_keys().map(|key| key.0).collect::<std::collections::BTreeSet<_>>();
     assert_eq!(hosts(queued(&case).await).len(), 3);
 
     assert_eq!(source(&case, &["pause", "sim"]), (true, "sim paused\n".to_owned()));
@@ -147,7 +148,8 @@ async fn one_that_is_changed_paused_and_withdrawn_follows_at_once() {
 async fn one_that_ends_is_measured_to_its_last_tick() {
     let etcd = TestEtcd::start();
     let case = Case::new(&etcd, "/ends").await;
-    let flags = ["--hosts", "1", "--gpus", "1", "--interval", "100ms", "--for", "1s", "--name", "s"];
+    let flags =
+        ["--hosts", "1", "--gpus", "1", "--interval", "100ms", "--for", "1s", "--name", "s"];
     let streamer = case.start(&[&["simulate"][..], &flags].concat());
     let done = case.audited_until("it ends", |r| r.lanes == 1 && r.lanes_done == 1).await;
     streamer.terminate().await;

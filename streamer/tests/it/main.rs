@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // tests may
 
+mod exporter;
 mod fuzz;
 mod input;
 mod live;
 mod process;
 mod refusal;
 mod replay;
+mod scrape;
 mod wanted;

@@ -17,6 +17,7 @@ pub use header::{HeaderError, Kind, Layout};
 pub use label_text::{LabelTextError, parse_labels};
 pub use reader::{Next, ReadError, ShardReader};
 pub use series::SeriesCache;
+pub(crate) use series::{DROPPED, MIG_INSTANCE, MIG_PROFILE};
 
 #[cfg(test)]
 mod tests;

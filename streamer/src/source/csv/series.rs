@@ -25,7 +25,7 @@ const SERIES_MAX: usize = 200_000;
 const KEY_BYTES_MAX: usize = 128 << 20;
 
 /// Labels that say where a row was scraped or repeat its identity: they tell no series apart.
-const DROPPED: [&str; 16] = [
+pub(crate) const DROPPED: [&str; 16] = [
     "__name__",
     "Hostname",
     "hostname",
@@ -43,8 +43,8 @@ const DROPPED: [&str; 16] = [
     "DCGM_FI_DRIVER_VERSION",
     "driver_version",
 ];
-const MIG_INSTANCE: &str = "GPU_I_ID";
-const MIG_PROFILE: &str = "GPU_I_PROFILE";
+pub(crate) const MIG_INSTANCE: &str = "GPU_I_ID";
+pub(crate) const MIG_PROFILE: &str = "GPU_I_PROFILE";
 
 /// Where a series stands in the batch of one epoch.
 #[derive(Debug, Clone, Copy, Default)]

@@ -44,12 +44,7 @@ pub(crate) fn hosts_at(
 }
 
 /// Adds one GPU; false if it is off the bus.
-fn add_gpu(
-    samples: &mut HostSamples,
-    stream: u64,
-    index: u32,
-    now: i64,
-) -> Result<bool, IdError> {
+fn add_gpu(samples: &mut HostSamples, stream: u64, index: u32, now: i64) -> Result<bool, IdError> {
     let own = stream.wrapping_add(u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let Some(readings) = readings(own, now) else { return Ok(false) };
     let uuid = uuid(own, 0);

@@ -53,7 +53,7 @@ struct Slot {
     load: i64,
     memory_mib: i64,
     decoder: i64,
-    /// From when to when it lacks air, from the slot's beginning on.
+    /// From when to when it lacks air, from the slot's beginning on; it has cooled by the end.
     hot: Option<(i64, i64)>,
     /// An XID, and when.
     xid: Option<(i64, i64)>,
@@ -63,7 +63,7 @@ impl Slot {
     fn of(stream: u64, number: i64) -> Self {
         let mut random = SplitMix64::new(stream, number as u64);
         let busy = !random.once_in(4);
-        let at = random.between(60_000, 180_000);
+        let at = random.between(60_000, 150_000);
         let (hot, xid, lost) = (
             busy && random.once_in(HOT_ONCE_IN),
             random.once_in(XID_ONCE_IN),
@@ -75,7 +75,7 @@ impl Slot {
             load: if busy { random.between(55_000, 100_000) } else { 0 },
             memory_mib: if busy { random.between(8, 77) * 1024 } else { random.between(0, 4) },
             decoder: if busy && random.once_in(10) { random.between(1, 12) } else { 0 },
-            hot: hot.then(|| (at, at + random.between(30_000, 90_000))),
+            hot: hot.then(|| (at, at + random.between(30_000, 60_000))),
             xid: (xid || lost).then_some((at, code)),
         }
     }

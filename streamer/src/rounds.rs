@@ -1,0 +1,303 @@
+//! A shard of a source that is scraped: asks each of its targets when it is due, and enqueues what
+//! they answered.
+//!
+//! The position is the latest instant of which an answer was enqueued. Whoever takes the shard over
+//! asks for what is due after it and nothing before, and what an answer holds is of the instant it
+//! was due at: so no sample is there twice. What was on its way when a streamer died is an outage.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use nexus_common::{
+    keyspace::{
+        SourceKind,
+        live::{Scrape, Target},
+    },
+    model::{HostName, Timestamp},
+    queue::{Enqueued, Producer},
+};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
+
+use crate::{
+    live::Measured,
+    shard::{Go, ShardError, Shards},
+    source::scrape::{
+        Answered, Reader, Reading,
+        fetch::Client,
+        target::{due, host_of, of_shard, read_file},
+    },
+};
+
+/// Longest sleep before looking whether the source is still what it was.
+const NAP: Duration = Duration::from_millis(250);
+/// How often files of targets are read again.
+const FILES_EVERY: Duration = Duration::from_secs(5);
+/// Most targets a shard asks at the same time: each has a thread.
+const ASKED_MAX: usize = 32;
+/// Most targets asked at the same time by all shards of a process: threads and answers in memory.
+const ASKED_BY_ALL_MAX: usize = 128;
+/// Answers put into one transaction at most: what they hold waits in memory for the others.
+const ANSWERS_MAX: usize = 64;
+/// Least time between two log lines about one target.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Questions on their way in this process.
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+/// One target, between two questions.
+struct Asked {
+    target: Target,
+    host: HostName,
+    /// First instant it was not asked at yet.
+    from: u64,
+    /// Counts how often what it is asked for changed: an answer to an older question is dropped.
+    generation: u64,
+    /// Away while it is asked.
+    reader: Option<Reader>,
+    told: Option<Instant>,
+}
+
+/// What became of a question.
+struct Reply {
+    url: String,
+    at: u64,
+    generation: u64,
+    reader: Reader,
+    answered: Answered,
+    error: Option<String>,
+}
+
+/// A shard's targets as they are now.
+struct Round {
+    scrape: Scrape,
+    client: Client,
+    reading: Arc<Reading>,
+    asked: HashMap<String, Asked>,
+    /// First instant that nobody was asked at yet.
+    from: u64,
+    generation: u64,
+    files_read: Instant,
+}
+
+impl Shards {
+    /// Asks, until asked to leave.
+    pub(crate) async fn scrape(
+        &self,
+        mut producer: Producer,
+        mut gone: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Go, ShardError> {
+        let mut round: Option<Round> = None;
+        let mut replies: JoinSet<Reply> = JoinSet::new();
+        loop {
+            let source = self.sources.get(&producer.lane().source).map(|source| source.kind);
+            let Some(SourceKind::Scrape(scrape)) = source else { return Ok(Go::Ended) };
+            let (shard, begin) = (producer.lane().shard.0, producer.progress().offset);
+            let mut now_round = match round.take() {
+                Some(known) if known.is_current(&scrape) => known,
+                old => spawn_blocking(move || Round::renew(old, scrape, shard, begin)).await??,
+            };
+            tokio::select! {
+                () = gone.as_mut() => return Ok(Go::Ended),
+                waited = self.wait_for_room(&mut producer) => waited?,
+            }
+            let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
+            let (missed, next) = now_round.ask(now, &mut replies);
+            let nap = NAP.min(Duration::from_millis(next.saturating_sub(now).max(1)));
+            let first = tokio::select! {
+                () = gone.as_mut() => return Ok(Go::Ended),
+                Some(reply) = replies.join_next() => Some(reply?),
+                () = sleep(nap) => None,
+            };
+            let mut measured = Measured { missed, ..Measured::default() };
+            let mut taken = 0;
+            let mut reply = first;
+            while let Some(ready) = reply {
+                now_round.settle(ready, &mut measured);
+                taken += 1;
+                let more = taken < ANSWERS_MAX;
+                reply = more.then(|| replies.try_join_next()).flatten().transpose()?;
+            }
+            let cluster = now_round
+                .scrape
+                .cluster
+                .as_ref()
+                .unwrap_or(&self.life.process.args.cluster_id)
+                .clone();
+            round = Some(now_round);
+            if taken == 0 && missed == 0 {
+                continue;
+            }
+            match self.send(&mut producer, cluster, measured).await? {
+                Enqueued::Committed => {}
+                Enqueued::Moved => return Ok(Go::Again),
+                Enqueued::Fenced => return Ok(self.fenced(&producer)),
+            }
+        }
+    }
+}
+
+impl Round {
+    fn is_current(&self, scrape: &Scrape) -> bool {
+        self.scrape == *scrape
+            && (scrape.files.is_empty() || self.files_read.elapsed() < FILES_EVERY)
+    }
+
+    /// The targets there are now; those that were there before go on as they were. Blocking.
+    fn renew(
+        old: Option<Self>,
+        scrape: Scrape,
+        shard: u32,
+        begin: u64,
+    ) -> Result<Self, ShardError> {
+        let mut all = scrape.targets.clone();
+        let mut complete = true;
+        for path in &scrape.files {
+            match read_file(path) {
+                Ok(targets) => all.extend(targets),
+                Err(error) => {
+                    complete = false;
+                    let error = format!("{:#}", anyhow::Error::from(error));
+                    tracing::warn!(
+                        error,
+                        "a file of targets cannot be read, its targets stay as they were"
+                    );
+                }
+            }
+        }
+        let (mut before, begin, mut generation, kept) = match old {
+            Some(old) => {
+                let kept = (old.scrape == scrape).then_some((old.client, old.reading));
+                (old.asked, begin.max(old.from), old.generation, kept)
+            }
+            None => (HashMap::new(), begin, 0, None),
+        };
+        let (client, reading) = match kept {
+            Some(kept) => kept,
+            None => {
+                // Series were read by other rules: they are met anew.
+                generation += 1;
+                for asked in before.values_mut() {
+                    asked.reader = Some(Reader::new(asked.host.clone()));
+                    asked.generation = generation;
+                }
+                let reading = Reading {
+                    rules: scrape.rules.clone(),
+                    series_max: usize::try_from(scrape.series_max).unwrap_or(usize::MAX),
+                    honour_times: scrape.honour_times,
+                };
+                (Client::new(&scrape)?, Arc::new(reading))
+            }
+        };
+        let mut asked = HashMap::new();
+        for target in of_shard(all, &scrape, shard) {
+            let Some(host) = host_of(&target) else {
+                tracing::warn!(
+                    url = target.url,
+                    "the address is no host name: give the target one with host"
+                );
+                continue;
+            };
+            let url = target.url.clone();
+            let known = match before.remove(&url).filter(|known| known.host == host) {
+                Some(known) => Asked { target, ..known },
+                None => {
+                    // Not that of one that went: its answer may be on its way.
+                    generation += 1;
+                    let reader = Some(Reader::new(host.clone()));
+                    Asked { target, host, from: begin, generation, reader, told: None }
+                }
+            };
+            asked.insert(url, known);
+        }
+        if !complete {
+            let stay = before.into_iter().filter(|_| !scrape.files.is_empty());
+            asked.extend(stay);
+        }
+        let files_read = Instant::now();
+        Ok(Self { scrape, client, reading, asked, from: begin, generation, files_read })
+    }
+
+    /// Asks who is due. How many questions nobody asked in time, and when the next is due.
+    fn ask(&mut self, now: u64, replies: &mut JoinSet<Reply>) -> (u64, u64) {
+        let (mut missed, mut next) = (0, u64::MAX);
+        for asked in self.asked.values_mut() {
+            let interval = asked.target.interval_ms.unwrap_or(self.scrape.interval_ms);
+            let first = due(&asked.target.url, interval, asked.from);
+            if first > now {
+                next = next.min(first);
+                continue;
+            }
+            let room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
+            // One that has not answered yet is not asked again: its answer takes that long.
+            let Some(mut reader) = asked.reader.take_if(|_| room) else { continue };
+            let late = (now - first) / interval.max(1);
+            let at = first + late * interval;
+            missed += late;
+            asked.from = at + 1;
+            self.from = self.from.max(at + 1);
+            let generation = asked.generation;
+            let (client, reading) = (self.client.clone(), Arc::clone(&self.reading));
+            let (url, host) = (asked.target.url.clone(), asked.host.clone());
+            ASKED.fetch_add(1, Relaxed);
+            replies.spawn_blocking(move || {
+                let (answered, error) = question(&client, &reading, &url, &host, at, &mut reader);
+                ASKED.fetch_sub(1, Relaxed);
+                Reply { url, at, generation, reader, answered, error }
+            });
+        }
+        (missed, next)
+    }
+
+    /// Takes note of a reply, unless it is to a question that nobody asks any more.
+    fn settle(&mut self, reply: Reply, measured: &mut Measured) {
+        let asked = self.asked.get_mut(&reply.url);
+        let Some(asked) = asked.filter(|asked| asked.generation == reply.generation) else {
+            measured.missed += 1;
+            return;
+        };
+        asked.reader = Some(reply.reader);
+        measured.position = measured.position.max(reply.at + 1);
+        let Answered { hosts, samples, absent, refused } = reply.answered;
+        measured.hosts.extend(hosts);
+        measured.rows += samples + absent;
+        measured.absent += absent;
+        for (reason, lines) in refused {
+            *measured.refused.entry(reason.to_owned()).or_default() += lines;
+        }
+        if let Some(error) = reply.error
+            && asked.told.is_none_or(|told| told.elapsed() > TELL_EVERY)
+        {
+            asked.told = Some(Instant::now());
+            tracing::warn!(url = reply.url, error, "a target does not answer");
+        }
+    }
+}
+
+/// Asks one target: what it answered, and why it did not. Blocking.
+fn question(
+    client: &Client,
+    reading: &Reading,
+    url: &str,
+    host: &HostName,
+    at: u64,
+    reader: &mut Reader,
+) -> (Answered, Option<String>) {
+    let started = Instant::now();
+    let instant = i64::try_from(at).unwrap_or(i64::MAX);
+    let (mut answered, error) = match client.get(url) {
+        Ok((body, format)) => (reader.read(&body, format, instant, reading), None),
+        Err(error) => {
+            let told = format!("{:#}", anyhow::Error::from(error));
+            (Answered::default(), Some(told))
+        }
+    };
+    answered.add_up(host, url, instant, error.is_none(), started.elapsed().as_secs_f64());
+    (answered, error)
+}

@@ -1,0 +1,257 @@
+//! Which series a line belongs to: read once from its labels, then found again by its bytes, most
+//! often at the place where it stood last time.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use nexus_common::{
+    keyspace::live::Rules,
+    limits::{LABEL_VALUE_BYTES_MAX, SECTION_SERIES_MAX},
+    model::{
+        Blank, Gpu, GpuId, HostName, Labels, Metric, MetricName, SeriesSamples, metric_by_dcgm,
+    },
+};
+
+use crate::source::csv::{DROPPED, MIG_INSTANCE, MIG_PROFILE, parse_labels};
+
+/// What exporters before 2.0 called DCGM's fields.
+const OLD_NAMES: [(&str, &str); 14] = [
+    ("dcgm_sm_clock", "DCGM_FI_DEV_SM_CLOCK"),
+    ("dcgm_memory_clock", "DCGM_FI_DEV_MEM_CLOCK"),
+    ("dcgm_memory_temp", "DCGM_FI_DEV_MEMORY_TEMP"),
+    ("dcgm_gpu_temp", "DCGM_FI_DEV_GPU_TEMP"),
+    ("dcgm_power_usage", "DCGM_FI_DEV_POWER_USAGE"),
+    ("dcgm_total_energy_consumption", "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"),
+    ("dcgm_pcie_replay_counter", "DCGM_FI_DEV_PCIE_REPLAY_COUNTER"),
+    ("dcgm_gpu_utilization", "DCGM_FI_DEV_GPU_UTIL"),
+    ("dcgm_mem_copy_utilization", "DCGM_FI_DEV_MEM_COPY_UTIL"),
+    ("dcgm_enc_utilization", "DCGM_FI_DEV_ENC_UTIL"),
+    ("dcgm_dec_utilization", "DCGM_FI_DEV_DEC_UTIL"),
+    ("dcgm_xid_errors", "DCGM_FI_DEV_XID_ERRORS"),
+    ("dcgm_fb_free", "DCGM_FI_DEV_FB_FREE"),
+    ("dcgm_fb_used", "DCGM_FI_DEV_FB_USED"),
+];
+
+type Pairs<'a> = Vec<(&'a str, Cow<'a, str>)>;
+
+/// Why a series is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Refused {
+    /// A rule drops it: nothing is wrong with it.
+    Rule,
+    /// Not the format, or names, labels or a host that cannot be stored.
+    Bad,
+    /// More series than the target may have.
+    TooMany,
+}
+
+/// A series that is taken.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// Position in [`Book::hosts`].
+    pub(crate) host: usize,
+    pub(crate) gpu: Option<u32>,
+    pub(crate) metric: MetricName,
+    pub(crate) labels: Labels,
+    blank: Blank,
+    zero_is_absent: bool,
+    /// The answer in which it was met last: twice in one is once too often.
+    pub(crate) met: u64,
+    /// Newest time that the exporter itself gave for it.
+    pub(crate) newest: Option<i64>,
+}
+
+impl Known {
+    /// Whether `value` says that nothing was measured.
+    pub(crate) fn is_absent(&self, value: f64) -> bool {
+        !value.is_finite() || self.blank.is_blank(value) || (self.zero_is_absent && value == 0.0)
+    }
+
+    /// It with one sample.
+    pub(crate) fn sample(&self, at: i64, value: f64) -> SeriesSamples {
+        SeriesSamples {
+            gpu: self.gpu,
+            metric: self.metric.clone(),
+            labels: self.labels.clone(),
+            timestamps: vec![at],
+            values: vec![value],
+        }
+    }
+}
+
+/// A host with the GPUs that were met there.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) host: HostName,
+    pub(crate) gpus: Vec<Gpu>,
+}
+
+/// What is known of one target's series.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    pub(crate) hosts: Vec<Place>,
+    pub(crate) series: Vec<Known>,
+    by_text: HashMap<Box<[u8]>, Result<usize, Refused>>,
+    by_identity: HashMap<(usize, Option<u32>, MetricName, Labels), usize>,
+    /// The texts in the order of the last answer.
+    order: Vec<(Box<[u8]>, Result<usize, Refused>)>,
+}
+
+impl Book {
+    /// The text that stood at `place` last time; empty if there is none.
+    pub(crate) fn expected(&self, place: usize) -> &[u8] {
+        self.order.get(place).map_or(&[], |(text, _)| text)
+    }
+
+    /// The series that `text` names.
+    pub(crate) fn find(
+        &mut self,
+        place: usize,
+        text: &[u8],
+        target: &HostName,
+        rules: &Rules,
+    ) -> Result<usize, Refused> {
+        if let Some((expected, found)) = self.order.get(place)
+            && **expected == *text
+        {
+            return *found;
+        }
+        let found = match self.by_text.get(text) {
+            Some(found) => *found,
+            None => self.learn(text, target, rules),
+        };
+        let entry = (Box::from(text), found);
+        match self.order.get_mut(place) {
+            Some(slot) => *slot = entry,
+            // Lines stand there one behind the other, so this is the next place.
+            None => self.order.push(entry),
+        }
+        found
+    }
+
+    fn learn(&mut self, text: &[u8], target: &HostName, rules: &Rules) -> Result<usize, Refused> {
+        if self.by_text.len() >= SECTION_SERIES_MAX {
+            // Labels that never come again must not fill the memory.
+            return Err(Refused::TooMany);
+        }
+        let found = self.read(text, target, rules);
+        self.by_text.insert(Box::from(text), found);
+        found
+    }
+
+    /// Whether so many texts were met that it is better to begin a new one.
+    pub(crate) fn is_full(&self) -> bool {
+        self.by_text.len() >= SECTION_SERIES_MAX
+    }
+
+    fn read(&mut self, text: &[u8], target: &HostName, rules: &Rules) -> Result<usize, Refused> {
+        let text = std::str::from_utf8(text).map_err(|_| Refused::Bad)?;
+        let (name, inner) = text.split_once('{').unwrap_or((text, "}"));
+        let name = name.trim_end();
+        if !rules.takes(name) {
+            return Err(Refused::Rule);
+        }
+        let inner = inner.strip_suffix('}').ok_or(Refused::Bad)?;
+        let raw = parse_labels(inner).map_err(|_| Refused::Bad)?;
+        let field = OLD_NAMES.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new);
+        let known = metric_by_dcgm(field);
+        let name = rules.rename.get(name).map_or(known.map_or(name, |m| m.name), String::as_str);
+        let metric = MetricName::new(name).map_err(|_| Refused::Bad)?;
+        let gpu_host = get(&raw, &["Hostname", "hostname"]);
+        let is_gpu = field.starts_with("DCGM_") || !get(&raw, &["UUID", "gpu_uuid"]).is_empty();
+        let host = match gpu_host {
+            own if is_gpu && !own.is_empty() => HostName::new(own).map_err(|_| Refused::Bad)?,
+            _ => target.clone(),
+        };
+        let gpu = if is_gpu { read_gpu(&raw, &host)? } else { None };
+        let labels = raw.iter().filter(|(name, _)| gpu.is_none() || !is_identity(name));
+        let labels = labels.map(|(name, value)| (*name, value.as_ref()));
+        let labels = Labels::new(labels).map_err(|_| Refused::Bad)?;
+        let host = self.host(host);
+        let gpu = gpu.and_then(|gpu| self.gpu(host, gpu));
+        Ok(self.series(host, gpu, metric, labels, known))
+    }
+
+    fn host(&mut self, host: HostName) -> usize {
+        self.hosts.iter().position(|place| place.host == host).unwrap_or_else(|| {
+            self.hosts.push(Place { host, gpus: Vec::new() });
+            self.hosts.len() - 1
+        })
+    }
+
+    fn gpu(&mut self, host: usize, gpu: Gpu) -> Option<u32> {
+        let gpus = &mut self.hosts.get_mut(host)?.gpus;
+        let nth = gpus.iter().position(|known| known.id == gpu.id).unwrap_or(gpus.len());
+        match gpus.get_mut(nth) {
+            Some(known) => *known = gpu, // as it was last described
+            None => gpus.push(gpu),
+        }
+        u32::try_from(nth).ok()
+    }
+
+    /// Labels that tell no series apart are gone by now: two texts may name the same series.
+    fn series(
+        &mut self,
+        host: usize,
+        gpu: Option<u32>,
+        metric: MetricName,
+        labels: Labels,
+        known: Option<&Metric>,
+    ) -> usize {
+        let series = &mut self.series;
+        *self.by_identity.entry((host, gpu, metric, labels)).or_insert_with_key(|key| {
+            let (host, gpu, metric, labels) = key.clone();
+            series.push(Known {
+                host,
+                gpu,
+                metric,
+                labels,
+                blank: known.map_or(Blank::Any, |m| m.blank),
+                // Cards without the sensor report 0; no memory in use is at 0 degrees.
+                zero_is_absent: known.is_some_and(|m| m.dcgm == "DCGM_FI_DEV_MEMORY_TEMP"),
+                met: 0,
+                newest: None,
+            });
+            series.len() - 1
+        })
+    }
+}
+
+fn is_identity(name: &str) -> bool {
+    DROPPED.contains(&name) || [MIG_INSTANCE, MIG_PROFILE].contains(&name)
+}
+
+fn get<'a>(raw: &'a Pairs<'_>, names: &[&str]) -> &'a str {
+    let found = raw.iter().find(|(name, value)| names.contains(name) && !value.is_empty());
+    found.map_or("", |(_, value)| value.as_ref())
+}
+
+/// None where a DCGM metric is of the host (or of a switch) and names no GPU.
+fn read_gpu(raw: &Pairs<'_>, host: &HostName) -> Result<Option<Gpu>, Refused> {
+    let uuid = get(raw, &["UUID", "uuid", "gpu_uuid"]);
+    let index = get(raw, &["gpu", "gpu_id"]);
+    let mut id = match (uuid, index) {
+        ("", "") => return Ok(None),
+        ("", index) => format!("{host}:{index}"),
+        (uuid, _) => uuid.to_owned(),
+    };
+    // What describes a GPU is stored with it, and as bounded as a label.
+    let long =
+        |text: &str| text.len() > LABEL_VALUE_BYTES_MAX || text.chars().any(char::is_control);
+    if raw.iter().any(|(name, value)| is_identity(name) && long(value)) {
+        return Err(Refused::Bad);
+    }
+    let instance = get(raw, &[MIG_INSTANCE]);
+    if !instance.is_empty() {
+        id = format!("{id}:{instance}");
+    }
+    let text = |names: &[&str]| get(raw, names).to_owned();
+    Ok(Some(Gpu {
+        id: GpuId::new(&id).map_err(|_| Refused::Bad)?,
+        uuid: uuid.to_owned(),
+        index: index.to_owned(),
+        device: text(&["device"]),
+        model: text(&["modelName", "model_name"]),
+        driver: text(&["DCGM_FI_DRIVER_VERSION", "driver_version"]),
+        mig_profile: text(&[MIG_PROFILE]),
+    }))
+}
