@@ -49,7 +49,11 @@ fn main() -> ExitCode {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A question to an exporter that is still on its way is nobody's any more.
+    runtime.shutdown_background();
+    result
 }
 
 fn run_generate(args: &GenerateArgs) -> anyhow::Result<()> {

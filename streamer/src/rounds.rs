@@ -51,6 +51,22 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Questions on their way in this process.
 static ASKED: AtomicUsize = AtomicUsize::new(0);
 
+/// One of them, however it ends.
+struct OnItsWay;
+
+impl OnItsWay {
+    fn new() -> Self {
+        ASKED.fetch_add(1, Relaxed);
+        Self
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        ASKED.fetch_sub(1, Relaxed);
+    }
+}
+
 /// One target, between two questions.
 struct Asked {
     target: Target,
@@ -245,10 +261,10 @@ impl Round {
             let generation = asked.generation;
             let (client, reading) = (self.client.clone(), Arc::clone(&self.reading));
             let (url, host) = (asked.target.url.clone(), asked.host.clone());
-            ASKED.fetch_add(1, Relaxed);
+            let on_its_way = OnItsWay::new();
             replies.spawn_blocking(move || {
                 let (answered, error) = question(&client, &reading, &url, &host, at, &mut reader);
-                ASKED.fetch_sub(1, Relaxed);
+                drop(on_its_way);
                 Reply { url, at, generation, reader, answered, error }
             });
         }

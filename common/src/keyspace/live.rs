@@ -105,8 +105,8 @@ pub struct Scrape {
     /// What is taken.
     #[serde(default)]
     pub rules: Rules,
-    /// Fixed for ever, so that no target changes its shard.
-    pub shards: u32,
+    /// How many shards they are dealt to: fixed for ever, so that no target changes its shard.
+    pub target_shards: u32,
 }
 
 /// One exporter.

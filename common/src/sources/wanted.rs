@@ -80,7 +80,7 @@ impl Wanted {
                 SourceKind::Simulate(Simulate { hosts_per_shard, until, ..wanted.clone() })
             }
             (SourceKind::Scrape(wanted), SourceKind::Scrape(old)) => {
-                SourceKind::Scrape(Scrape { shards: old.shards, ..wanted.clone() })
+                SourceKind::Scrape(Scrape { target_shards: old.target_shards, ..wanted.clone() })
             }
             (wanted, old) if same_file(wanted, old) => return Ok(None),
             (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. }) => {
@@ -112,7 +112,7 @@ fn shards(kind: &SourceKind) -> u32 {
     match kind {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => 0,
         SourceKind::Simulate(simulate) => simulate.shards(),
-        SourceKind::Scrape(scrape) => scrape.shards,
+        SourceKind::Scrape(scrape) => scrape.target_shards,
     }
 }
 
@@ -156,7 +156,7 @@ fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
     check_range("timeout, in milliseconds,", scrape.timeout_ms, 10..=scrape.interval_ms)?;
     check_range("body_bytes_max", scrape.body_bytes_max, BODY_BYTES)?;
     check_range("series_max", scrape.series_max, 1..=SECTION_SERIES_MAX as u64)?;
-    check_range("shards", scrape.shards, 1..=SCRAPE_SHARDS_MAX)?;
+    check_range("shards", scrape.target_shards, 1..=SCRAPE_SHARDS_MAX)?;
     let login = match &scrape.login {
         Login::None => None,
         Login::Bearer { token_file } => Some(token_file),

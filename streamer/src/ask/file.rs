@@ -239,7 +239,7 @@ fn scrape(scraped: Scraped) -> anyhow::Result<SourceKind> {
         login,
         ca_file: scraped.ca_file,
         rules: Rules { keep: scraped.keep, drop: scraped.drop, rename: scraped.rename },
-        shards: scraped.shards,
+        target_shards: scraped.shards,
     }))
 }
 

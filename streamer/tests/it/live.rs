@@ -90,6 +90,7 @@ async fn streamers_that_are_killed_leave_outages_and_no_doubles() {
     }
     assert_eq!(ticks.keys().collect::<Vec<_>>(), ["sim-0001", "sim-0002", "sim-0003"]);
     for (shard, (host, mut at)) in (0..).zip(ticks) {
+        at.sort_unstable();
         at.dedup();
         let progress = progress(&case, "sim", shard).await;
         let (start, last) = (progress.range.start as i64, at[at.len() - 1]);
@@ -159,4 +160,31 @@ async fn one_that_ends_is_measured_to_its_last_tick() {
     assert!((progress.offset as i64 - last) <= 100, "{last}: {progress:?}");
     assert_eq!(done.samples.queued, progress.samples);
     assert!(Timestamp::now().as_millis() >= progress.offset as i64);
+}
+
+#[tokio::test]
+async fn the_examples_of_the_documentation_are_sources() {
+    let etcd = TestEtcd::start();
+    let case = Case::new(&etcd, "/documented").await;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let text = std::fs::read_to_string(format!("{folder}/docs/SOURCES.md")).unwrap();
+    let examples: Vec<&str> =
+        text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 3);
+    for (nth, example) in examples.iter().enumerate() {
+        let file = case.write(&format!("{nth}.yaml"), example);
+        let (good, said) = source(&case, &["apply", "-f", file.to_str().unwrap()]);
+        assert!(good && said.ends_with(" created\n"), "{said}");
+        assert!(
+            source(&case, &["apply", "-f", file.to_str().unwrap()]).1.ends_with(" unchanged\n")
+        );
+    }
+    let demo = format!("{folder}/scripts/live.yaml");
+    assert_eq!(source(&case, &["apply", "-f", &demo]), (true, "live created\n".to_owned()));
+    let (_, list) = source(&case, &["list"]);
+    let listed: Vec<Vec<&str>> =
+        list.lines().skip(1).map(|line| line.split_whitespace().take(2).collect()).collect();
+    let expected =
+        [["dcgm", "scrape"], ["export", "csv"], ["lab", "simulate"], ["live", "simulate"]];
+    assert_eq!(listed, expected);
 }

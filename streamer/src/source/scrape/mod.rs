@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use memchr::memchr;
 use nexus_common::{
     keyspace::live::Rules,
-    model::{HostName, HostSamples, Labels, MetricName, SeriesSamples},
+    model::{Gpu, HostName, HostSamples, Labels, MetricName, SeriesSamples},
 };
 
 pub use self::line::Format;
@@ -45,6 +45,31 @@ pub struct Answered {
     pub refused: BTreeMap<&'static str, u64>,
 }
 
+/// One host of an answer: only GPUs that it tells something of.
+#[derive(Debug, Default)]
+struct Building {
+    gpus: Vec<Gpu>,
+    series: Vec<SeriesSamples>,
+    /// Where each GPU that was ever met stands in `gpus`.
+    places: Vec<Option<u32>>,
+}
+
+impl Building {
+    /// Adds a series whose GPU is the position in `met`.
+    fn add(&mut self, mut series: SeriesSamples, met: &[Gpu]) {
+        if let Some(nth) = series.gpu.and_then(|gpu| usize::try_from(gpu).ok()) {
+            self.places.resize(met.len().max(self.places.len()), None);
+            if let Some((place, gpu)) = self.places.get_mut(nth).zip(met.get(nth)) {
+                series.gpu = Some(*place.get_or_insert_with(|| {
+                    self.gpus.push(gpu.clone());
+                    self.gpus.len() as u32 - 1
+                }));
+            }
+        }
+        self.series.push(series);
+    }
+}
+
 /// Reads one target's answers, each faster than the first: it remembers the series it met.
 #[derive(Debug)]
 pub struct Reader {
@@ -73,7 +98,7 @@ impl Reader {
         let first = self.is_new();
         self.answers += 1;
         let mut answer = Answered::default();
-        let mut series: Vec<Vec<SeriesSamples>> = Vec::new();
+        let mut building: Vec<Building> = Vec::new();
         let (mut rest, mut place) = (body, 0);
         while !rest.is_empty() {
             let end = memchr(b'\n', rest).unwrap_or(rest.len());
@@ -93,11 +118,12 @@ impl Reader {
             match self.take(found, line.value, own, first, answer.samples, how.series_max) {
                 Ok((nth, true)) => {
                     let Some(known) = self.book.series.get(nth) else { continue };
-                    if series.len() <= known.host {
-                        series.resize_with(known.host + 1, Vec::new);
+                    if building.len() <= known.host {
+                        building.resize_with(known.host + 1, Building::default);
                     }
-                    if let Some(host) = series.get_mut(known.host) {
-                        host.push(known.sample(own.unwrap_or(at), line.value));
+                    let place = self.book.hosts.get(known.host);
+                    if let Some((host, place)) = building.get_mut(known.host).zip(place) {
+                        host.add(known.sample(own.unwrap_or(at), line.value), &place.gpus);
                         answer.samples += 1;
                     }
                 }
@@ -106,10 +132,9 @@ impl Reader {
                 Err(None) => {}
             }
         }
-        for (place, series) in self.book.hosts.iter().zip(series) {
+        for (place, Building { gpus, series, .. }) in self.book.hosts.iter().zip(building) {
             if !series.is_empty() {
-                let (host, gpus) = (place.host.clone(), place.gpus.clone());
-                answer.hosts.push(HostSamples { host, gpus, series });
+                answer.hosts.push(HostSamples { host: place.host.clone(), gpus, series });
             }
         }
         answer

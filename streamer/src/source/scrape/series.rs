@@ -31,6 +31,9 @@ const OLD_NAMES: [(&str, &str); 14] = [
     ("dcgm_fb_used", "DCGM_FI_DEV_FB_USED"),
 ];
 
+/// Most bytes of texts remembered: series whose labels never come again must not fill the memory.
+const TEXT_BYTES_MAX: usize = 16 << 20;
+
 type Pairs<'a> = Vec<(&'a str, Cow<'a, str>)>;
 
 /// Why a series is not taken.
@@ -91,6 +94,7 @@ pub(crate) struct Book {
     pub(crate) hosts: Vec<Place>,
     pub(crate) series: Vec<Known>,
     by_text: HashMap<Box<[u8]>, Result<usize, Refused>>,
+    text_bytes: usize,
     by_identity: HashMap<(usize, Option<u32>, MetricName, Labels), usize>,
     /// The texts in the order of the last answer.
     order: Vec<(Box<[u8]>, Result<usize, Refused>)>,
@@ -129,18 +133,18 @@ impl Book {
     }
 
     fn learn(&mut self, text: &[u8], target: &HostName, rules: &Rules) -> Result<usize, Refused> {
-        if self.by_text.len() >= SECTION_SERIES_MAX {
-            // Labels that never come again must not fill the memory.
+        if self.is_full() {
             return Err(Refused::TooMany);
         }
         let found = self.read(text, target, rules);
+        self.text_bytes += text.len();
         self.by_text.insert(Box::from(text), found);
         found
     }
 
     /// Whether so many texts were met that it is better to begin a new one.
     pub(crate) fn is_full(&self) -> bool {
-        self.by_text.len() >= SECTION_SERIES_MAX
+        self.by_text.len() >= SECTION_SERIES_MAX || self.text_bytes >= TEXT_BYTES_MAX
     }
 
     fn read(&mut self, text: &[u8], target: &HostName, rules: &Rules) -> Result<usize, Refused> {

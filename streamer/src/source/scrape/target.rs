@@ -64,7 +64,7 @@ pub(crate) fn of_shard(
     scrape: &Scrape,
     shard: u32,
 ) -> Vec<Target> {
-    let mine = all.into_iter().filter(|t| shard_of(&t.url, scrape.shards) == shard);
+    let mine = all.into_iter().filter(|t| shard_of(&t.url, scrape.target_shards) == shard);
     let mine: BTreeMap<String, Target> = mine.map(|t| (t.url.clone(), t)).collect();
     mine.into_values().take(SHARD_TARGETS_MAX).collect()
 }
