@@ -181,6 +181,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keyspace::{Source, SourceKind, from_json, to_json};
 
     fn simulate(hosts: u32, hosts_per_shard: u32) -> Simulate {
         let (cluster, until) = (None, None);
@@ -222,5 +223,47 @@ mod tests {
         };
         assert!(rules(&[], &[]).takes("x") && rules(&["x", "y"], &[]).takes("y"));
         assert!(!rules(&["x"], &[]).takes("y") && !rules(&["x*"], &["*y"]).takes("xy"));
+    }
+
+    #[test]
+    fn sources_of_every_kind_come_back_from_etcd_as_they_were() {
+        let check = |kind: SourceKind| {
+            let source = Source { kind, shards: 7, created_at: Timestamp::EPOCH, paused: true };
+            let json = to_json(&source);
+            assert_eq!(from_json::<Source>(b"key", &json), Ok(source));
+        };
+        let until = Some(Timestamp::EPOCH);
+        check(SourceKind::Simulate(Simulate { until, ..simulate(3, 2) }));
+        let target = Target {
+            url: "http://a:1/m".to_owned(),
+            host: Some("h".to_owned()),
+            interval_ms: Some(5),
+        };
+        let text = || "x".to_owned();
+        let rename = [(text(), text())].into();
+        for login in [
+            Login::None,
+            Login::Bearer { token_file: text() },
+            Login::Basic { user: text(), password_file: text() },
+        ] {
+            check(SourceKind::Scrape(Scrape {
+                cluster: ClusterId::new("c").ok(),
+                targets: vec![target.clone()],
+                files: vec![text()],
+                interval_ms: 1,
+                timeout_ms: 2,
+                body_bytes_max: 3,
+                series_max: 4,
+                honour_times: true,
+                login,
+                ca_file: Some(text()),
+                rules: Rules {
+                    keep: vec![text()],
+                    drop: vec![text()],
+                    rename: BTreeMap::clone(&rename),
+                },
+                target_shards: 5,
+            }));
+        }
     }
 }
