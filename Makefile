@@ -72,8 +72,10 @@ generate-swagger: build-nexus ## Write docs/openapi.json and docs/schema.graphql
 		|| { rm -f docs/openapi.json.new; exit 1; }
 	@$(BIN)/nexus-gateway schema > docs/schema.graphql.new && mv docs/schema.graphql.new docs/schema.graphql \
 		|| { rm -f docs/schema.graphql.new; exit 1; }
-test-deploy: ## Check deploy/ without a cluster: chart, images' recipe, units
+test-deploy: build-nexus ## Check deploy/ without a cluster: chart, images' recipe, units
 	@scripts/test-deploy.sh
+docker-stages: ## The image's build of ROLE without an engine, stage by stage in clean directories (root, minutes)
+	@scripts/docker.sh stages
 dist: ## Programs, man pages, completions, units and chart as a tarball, with checksums
 	@scripts/dist.sh
 clean: ## Remove what was built and logged; never what etcd stores
