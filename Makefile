@@ -63,6 +63,8 @@ deny: ## Licences, sources, banned and duplicate crates; builds cargo-deny the f
 	@scripts/deny.sh
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
+bench-peers: build-nexus ## Measure throughput beside VictoriaMetrics and InfluxDB (from Debian), in one run
+	@scripts/bench-peers.sh
 bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)
 	@scripts/bench-api.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
