@@ -99,8 +99,8 @@ class Stage:
         subprocess.run(["unshare", "--mount", "bash", "-ec", script], check=True, env=keep | self.env | {"PATH": self.path})
 
 
-def start_without_a_shell(program, root):
-    """Runs the program where nothing is but itself and its libraries."""
+def start_without_a_shell(program, root, commit):
+    """Runs the program where nothing is but itself and its libraries; it tells its commit."""
     linked = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
     for library in re.findall(r"(/\S+) \(0x", linked):
         target = root / library.lstrip("/")
@@ -109,12 +109,12 @@ def start_without_a_shell(program, root):
     shutil.copy2(program, root / "nexus")
     for arguments, code in ((["--version"], 0), (["run", "--help"], 0), (["healthcheck"], 1)):
         ended = subprocess.run(
-            ["chroot", "--userspec=65532:65532", root, "/nexus", *arguments],
+            [shutil.which("chroot"), "--userspec=65532:65532", root, "/nexus", *arguments],
             capture_output=True, text=True, env={},
         )
         print(f"  /nexus {' '.join(arguments)}: {ended.returncode}: {(ended.stdout or ended.stderr).splitlines()[0]}")
         assert ended.returncode == code, ended.stderr
-    return linked
+        assert arguments != ["--version"] or commit in ended.stdout, f"{commit} is not in {ended.stdout}"
 
 
 def build(role, work):
@@ -140,7 +140,7 @@ def build(role, work):
         done[name] = stage
     program = done[""].root / "nexus"
     print(f"  {program.stat().st_size / 2**20:.1f} MiB", flush=True)
-    start_without_a_shell(program, work / role / "root")
+    start_without_a_shell(program, work / role / "root", given["COMMIT"])
 
 
 def main():
