@@ -21,6 +21,4 @@ pub use reader::{Next, ReadError, ShardReader};
 pub use series::SeriesCache;
 
 #[cfg(test)]
-mod properties;
-#[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! The reader over real files: every trap of real input, and going on from any offset.
 
+mod properties;
+
 use std::{fs::OpenOptions, path::PathBuf};
 
 use nexus_common::{limits::SECTION_GPUS_MAX, model::HostSamples};
@@ -8,19 +10,18 @@ use tempfile::TempDir;
 use super::*;
 use crate::source::CsvFile;
 
-pub(super) const LONG: &str = "timestamp,metric_name,gpu_id,device,uuid,modelName,Hostname,container,pod,\
+const LONG: &str = "timestamp,metric_name,gpu_id,device,uuid,modelName,Hostname,container,pod,\
                     namespace,value,labels_raw\n";
-pub(super) const WIDE: &str =
-    "timestamp,gpu_id,hostname,uuid,temperature,power_draw,memory_temperature\n";
+const WIDE: &str = "timestamp,gpu_id,hostname,uuid,temperature,power_draw,memory_temperature\n";
 
-pub(super) struct Fixture {
+struct Fixture {
     _dir: TempDir,
     path: PathBuf,
-    pub(super) file: CsvFile,
+    file: CsvFile,
 }
 
 impl Fixture {
-    pub(super) fn new(text: impl AsRef<[u8]>) -> Self {
+    fn new(text: impl AsRef<[u8]>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("in.csv");
         std::fs::write(&path, text).unwrap();
@@ -28,12 +29,12 @@ impl Fixture {
         Self { _dir: dir, path, file }
     }
 
-    pub(super) fn reader(&self, from: u64) -> ShardReader {
+    fn reader(&self, from: u64) -> ShardReader {
         let range = self.file.header_end..self.file.identity.bytes;
         ShardReader::open(&self.path, self.file.layout.clone(), range, from).unwrap()
     }
 
-    pub(super) fn read(&self) -> Batch {
+    fn read(&self) -> Batch {
         let batch = self.reader(self.file.header_end).read_batch(&BatchLimits::default()).unwrap();
         assert!(batch.done);
         assert_eq!(batch.end_offset, self.file.identity.bytes);
@@ -46,7 +47,7 @@ fn read(text: impl AsRef<[u8]>) -> Batch {
 }
 
 /// Every sample as one line of text, in no particular order.
-pub(super) fn lines(hosts: &[HostSamples]) -> Vec<String> {
+fn lines(hosts: &[HostSamples]) -> Vec<String> {
     let mut lines = Vec::new();
     for host in hosts {
         for series in &host.series {

@@ -2,10 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{
-    tests::{Fixture, LONG, WIDE, lines},
-    *,
-};
+use super::*;
 
 fn any_row() -> impl Strategy<Value = String> {
     let host = prop::sample::select(vec!["a", "b", "\"c\"", "a b", "", "\"x\ny\""]);
