@@ -7,6 +7,8 @@
 
 mod client;
 mod connection;
+mod credit;
+mod pace;
 mod server;
 mod topics;
 
@@ -18,9 +20,8 @@ use axum::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use client::{MESSAGE_BYTES_MAX, METRICS_MAX, SUBSCRIPTIONS_MAX};
-pub use connection::{
-    BURST_MAX, CLOSE_SILENT, CLOSE_UNAUTHORIZED, FRAMES_PER_SECOND, SILENT_MAX, WRITE_WITHIN,
-};
+pub use connection::{CLOSE_SILENT, CLOSE_UNAUTHORIZED, SILENT_MAX, WRITE_WITHIN};
+pub use pace::{BURST_MAX, FRAMES_PER_SECOND};
 
 use crate::{
     auth::Scope,
