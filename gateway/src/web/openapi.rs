@@ -32,6 +32,7 @@ use crate::rest;
         (name = "hosts", description = "Hosts across all clusters"),
         (name = "clusters", description = "Clusters, their hosts and GPUs, and their figures"),
         (name = "telemetry", description = "What was measured"),
+        (name = "sources", description = "Which sources are read"),
     ),
     components(schemas(Problem)),
 )]
@@ -181,7 +182,7 @@ fn takes(operation: &Operation, name: &str) -> bool {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post].into_iter().flatten()
+    [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
 fn add_problem(operation: &mut Operation, status: &str, description: &str) {
@@ -195,6 +196,7 @@ fn add_problem(operation: &mut Operation, status: &str, description: &str) {
 }
 
 fn add_problems(path: &str, operation: &mut Operation) {
+    let takes_body = operation.request_body.is_some();
     let mut add = |status: &str, text: &str| add_problem(operation, status, text);
     add("400", "A parameter is not known or not as it must be; the problem names it");
     add("413", "A body where none belongs, or one that is too large");
@@ -217,6 +219,9 @@ fn add_problems(path: &str, operation: &mut Operation) {
     if path == "/audit" {
         add("503", "etcd does not answer; try again");
         add("504", "Not read in time");
+    }
+    if takes_body {
+        add("415", "A body that is not application/json");
     }
     add("500", "The gateway failed; its log says more");
 }

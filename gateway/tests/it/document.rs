@@ -19,8 +19,11 @@ fn the_committed_document_is_the_one_that_is_served() {
 fn every_operation_says_all_that_a_reader_needs() {
     let document = serde_json::to_value(nexus_gateway::web::document()).unwrap();
     assert_eq!(document["openapi"], "3.1.0");
-    for (path, item) in document["paths"].as_object().unwrap() {
-        let operation = item.get("get").unwrap_or_else(|| &item["post"]);
+    let paths = document["paths"].as_object().unwrap();
+    let operations = paths.iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().iter().map(move |(method, of)| (format!("{method} {path}"), of))
+    });
+    for (path, operation) in operations {
         for field in ["operationId", "summary"] {
             assert!(operation[field].is_string(), "{field} of {path}");
         }
@@ -54,7 +57,8 @@ async fn every_documented_route_answers_with_what_the_document_says() {
             .replace("{host_id}", "dgx-001")
             .replace("{hostname}", "dgx-001")
             .replace("{gpu_id}", "0")
-            .replace("{uuid}", &uuid("dgx-001", 0));
+            .replace("{uuid}", &uuid("dgx-001", 0))
+            .replace("{source_id}", "export");
         let reply = gateway.get(&real).await;
         assert_eq!(reply.status, 200, "{real}: {}", reply.text);
         let content = item["get"]["responses"]["200"]["content"].as_object().unwrap();
