@@ -53,9 +53,16 @@ pub(super) fn head() -> OpenApi {
 /// The whole document, as it is served.
 pub fn document() -> OpenApi {
     let head = OpenApiRouter::with_openapi(head());
-    finish(
-        super::groups().into_iter().fold(head, |all, (_, routes)| all.merge(routes)).into_openapi(),
-    )
+    let all = super::groups().into_iter().fold(head, |all, (_, routes)| all.merge(routes));
+    finish(with_graphql(all.into_openapi()))
+}
+
+/// With `/graphql`, whose routes let in by themselves and are not made with the others.
+pub(super) fn with_graphql(mut document: OpenApi) -> OpenApi {
+    let mut graph = crate::graphql::document();
+    describe(Group::Guarded, &mut graph);
+    document.merge(graph);
+    document
 }
 
 /// Which requests a group of routes lets in, and what becomes of its answers.
@@ -105,7 +112,7 @@ fn add_kept(operation: &mut Operation) {
         let text = Type::String;
         add_header(response, "etag", text.clone(), "The answer's tag", "W/\"4711.4711j\"".into());
         if paged && status == "200" {
-            let next = "</api/v1/gpus?limit=1&cursor=c~h~g>; rel=\"next\"";
+            let next = "</api/v1/gpus?limit=1&cursor=Y35ofmc>; rel=\"next\"";
             add_header(response, "link", text, "The next part, if there is one", next.into());
         }
     }

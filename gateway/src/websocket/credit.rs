@@ -23,7 +23,7 @@ pub(super) struct Credit {
     sent: u64,
     read: u64,
     /// What had been sent when pings were that have no answer yet; each is behind the one before
-    /// by half of a window, so there are a few.
+    /// by a quarter of a window, so there are a few.
     asked: VecDeque<u64>,
     used_up: Option<Instant>,
 }
@@ -51,7 +51,7 @@ impl Credit {
             self.used_up.get_or_insert(now);
         }
         let asked = self.asked.back().copied().unwrap_or(self.read);
-        (self.sent - asked >= self.window / 2).then(|| {
+        (self.sent - asked >= self.window / 4).then(|| {
             self.asked.push_back(self.sent);
             self.sent.to_be_bytes()
         })
@@ -111,7 +111,7 @@ mod tests {
             for ping in pings {
                 assert!(credit.answered(&ping));
             }
-            assert!(credit.is_open(), "the last ping is never further back than half of it");
+            assert!(credit.is_open(), "the last ping is never further back than a quarter of it");
         }
         assert!((MOST as usize / 2..MOST as usize + FRAME).contains(&most), "{most}");
     }
