@@ -11,8 +11,7 @@ use super::http;
 #[schema(example = json!({"query": "query Host($name: String!) { hosts { hostname } gpus(host: $name) { uuid } }",
     "variables": {"name": "dgx-001"}}))]
 pub(super) struct GraphQlRequest {
-    /// The operation, at most 65536 bytes
-    #[schema(max_length = 65536)]
+    /// The operation; one of more than 65536 bytes is not run
     query: String,
     /// Values of its variables
     variables: Option<std::collections::BTreeMap<String, Value>>,

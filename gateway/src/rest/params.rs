@@ -239,7 +239,7 @@ pub(super) struct PageParams {
     #[param(minimum = 1, maximum = 10000, example = 100)]
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
-    #[param(pattern = "^[A-Za-z0-9_-]{2,600}$", example = "bG9jYWwtY2x1c3Rlcn5kZ3gtMDAxfkdQVS0w")]
+    #[param(pattern = "^[A-Za-z0-9_-]{2,600}$")]
     cursor: Option<String>,
     /// Only these fields of each entry, separated by commas
     #[param(example = "status")]
@@ -312,7 +312,7 @@ pub(super) struct NamePageParams {
     #[param(minimum = 1, maximum = 10000, example = 100)]
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
-    #[param(pattern = "^[A-Za-z0-9_-]{2,600}$", example = "ZGd4LTAwMQ")]
+    #[param(pattern = "^[A-Za-z0-9_-]{2,600}$")]
     cursor: Option<String>,
 }
 

@@ -74,7 +74,6 @@ pub struct SourceResource {
     #[schema(example = "rack-7")]
     pub id: String,
     /// What becomes of it
-    #[schema(inline, example = "running")]
     pub state: SourceState,
     /// Where streamers look for its file
     #[schema(example = "/data/rack-7.csv")]

@@ -147,10 +147,7 @@ pub(super) struct SpanParams {
     #[param(minimum = 1, maximum = 10000, default = 100, example = 100)]
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
-    #[param(
-        pattern = "^[A-Za-z0-9_-]{2,600}$",
-        example = "MTc1Mjg3MTM1NDAwMH5sb2NhbC1jbHVzdGVyfmRneC0wMDF-R1BVLTA"
-    )]
+    #[param(pattern = "^[A-Za-z0-9_-]{2,600}$")]
     cursor: Option<String>,
     /// Only these metrics, separated by commas, as they are called here or as DCGM calls them
     #[param(

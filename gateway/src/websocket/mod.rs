@@ -25,7 +25,7 @@ pub use pace::{BURST_MAX, FRAMES_PER_SECOND};
 
 use crate::{
     auth::Scope,
-    web::{ApiError, App, Protocol, bearer},
+    web::{ApiError, App, Problem, Protocol, bearer},
 };
 
 /// The subprotocol that is spoken; named only by who sends its token beside it.
@@ -49,7 +49,13 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 /// A WebSocket of JSON frames: `{"type":"subscribe","topic":"telemetry"}` begins. docs/API_SPECIFICATION.md
 /// lists the frames and the close codes.
 #[utoipa::path(get, path = "/ws", operation_id = "openWebSocket", tag = "telemetry",
-    responses((status = 101, description = "The connection speaks WebSocket from here on")))]
+    responses((status = 101, description = "The connection speaks WebSocket from here on"),
+        (status = 401, description = "A token that is not known", content_type = "application/problem+json", body = Problem),
+        (status = 403, description = "A page of another origin", content_type = "application/problem+json", body = Problem),
+        (status = 404, description = "WebSockets are switched off", content_type = "application/problem+json", body = Problem),
+        (status = 426, description = "No request to speak WebSocket", content_type = "application/problem+json", body = Problem),
+        (status = 429, description = "Too many requests with this token; see `Retry-After`", content_type = "application/problem+json", body = Problem),
+        (status = 503, description = "There are as many live streams as may be; try again", content_type = "application/problem+json", body = Problem)))]
 async fn upgrade(
     State(app): State<App>,
     headers: HeaderMap,

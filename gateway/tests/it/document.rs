@@ -33,7 +33,9 @@ fn every_operation_says_all_that_a_reader_needs() {
         assert_eq!(operation["tags"].as_array().map(Vec::len), Some(1), "tag of {path}");
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
             assert!(parameter["description"].is_string(), "{parameter} of {path}");
-            assert!(!parameter["example"].is_null(), "{parameter} of {path}");
+            // The page fills in examples, and no cursor is good for every list.
+            let none = parameter["name"] == "cursor";
+            assert_eq!(parameter["example"].is_null(), none, "{parameter} of {path}");
         }
         for (status, response) in operation["responses"].as_object().unwrap() {
             assert!(response["description"].as_str().is_some_and(|d| !d.is_empty()), "{path}");
