@@ -42,6 +42,7 @@ test: ## All tests; installs etcd and protoc first when they are missing
 	@scripts/check.sh
 	@scripts/smoke.sh
 	@scripts/test-deploy.sh
+	@CHURN_TIMES=told scripts/churn.sh short
 test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
 	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
 churn: ## Every fault there is on real programs and etcds, measured (minutes; nothing else should run)
@@ -60,6 +61,8 @@ deny: ## Licences, sources, banned and duplicate crates; builds cargo-deny the f
 	@scripts/deny.sh
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
+bench-peers: build-nexus ## Measure throughput beside VictoriaMetrics and InfluxDB (from Debian), in one run
+	@scripts/bench-peers.sh
 bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)
 	@scripts/bench-api.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
@@ -68,8 +71,10 @@ generate-swagger: build-nexus ## Write docs/openapi.json, openapi.yaml and schem
 	@scripts/generate-swagger.sh
 lint-openapi: ## Check docs/openapi.yaml by the rules of .redocly.yaml (redocly, from npm)
 	@scripts/lint-openapi.sh
-test-deploy: ## Check deploy/ without a cluster: chart, images' recipe, units
+test-deploy: build-nexus ## Check deploy/ without a cluster: chart, images' recipe, units
 	@scripts/test-deploy.sh
+docker-stages: ## The image's build of ROLE without an engine, stage by stage in clean directories (root, minutes)
+	@scripts/docker.sh stages
 dist: ## Programs, man pages, completions, units and chart as a tarball, with checksums
 	@scripts/dist.sh
 clean: ## Remove what was built and logged; never what etcd stores
