@@ -15,7 +15,7 @@ K8S_KNOBS = STREAMER_INSTANCES='$(STREAMER_INSTANCES)' COLLECTOR_INSTANCES='$(CO
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-start \
+	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-live bench-start \
 	generate-swagger lint-openapi dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
 	k8s-status-nexus k8s-logs-nexus k8s-undeploy-nexus k8s-port-forward kind-deploy
 
@@ -65,6 +65,8 @@ bench-peers: build-nexus ## Measure throughput beside VictoriaMetrics and Influx
 	@scripts/bench-peers.sh
 bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)
 	@scripts/bench-api.sh
+bench-live: ## Measure live streams: many subscribers, some that never read, a row's way to a client
+	@scripts/bench-live.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
 	@scripts/bench-start.sh
 generate-swagger: build-nexus ## Write docs/openapi.json, openapi.yaml and schema.graphql from the gateway

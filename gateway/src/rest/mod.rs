@@ -7,6 +7,7 @@ mod health;
 mod listing;
 mod params;
 mod resources;
+mod source;
 mod sources;
 mod span;
 mod stats;
@@ -22,8 +23,9 @@ pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
 };
+pub use source::{SourceResource, SourceState};
+pub use sources::SourceList;
 pub(crate) use sources::seen;
-pub use sources::{SourceList, SourceResource, SourceState};
 pub use stats::{
     ClusterStats, InstanceResource, Instances, RateStats, RowStats, SampleStats, ShardStats,
     SpanStats,

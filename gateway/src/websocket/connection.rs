@@ -200,7 +200,7 @@ impl Connection {
         };
         self.heard = Instant::now();
         if let Message::Pong(carried) = &message
-            && self.credit.answered(carried)
+            && self.credit.answered(carried, self.heard)
         {
             return Ok(None);
         }

@@ -15,6 +15,9 @@ const FIRST: u64 = 16 * 1024;
 /// Bytes on their way to a client that reads: as much as the system's buffer holds, with its
 /// doubling; more would wait here instead. 2.5 MB/s at a round trip of 100 ms.
 const MOST: u64 = 256 * 1024;
+/// How soon a ping has to be answered for more to be sent at once: what a slow line takes longer
+/// for would only be told late.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What one client may still be sent.
 #[derive(Debug)]
@@ -22,9 +25,9 @@ pub(super) struct Credit {
     window: u64,
     sent: u64,
     read: u64,
-    /// What had been sent when pings were that have no answer yet; each is behind the one before
-    /// by a quarter of a window, so there are a few.
-    asked: VecDeque<u64>,
+    /// What had been sent when pings were that have no answer yet, and when; each is behind the one
+    /// before by a quarter of a window, so there are a few.
+    asked: VecDeque<(u64, Instant)>,
     used_up: Option<Instant>,
 }
 
@@ -50,21 +53,24 @@ impl Credit {
         if self.sent - self.read >= self.window {
             self.used_up.get_or_insert(now);
         }
-        let asked = self.asked.back().copied().unwrap_or(self.read);
+        let asked = self.asked.back().map_or(self.read, |(sent, _)| *sent);
         (self.sent - asked >= self.window / 4).then(|| {
-            self.asked.push_back(self.sent);
+            self.asked.push_back((self.sent, now));
             self.sent.to_be_bytes()
         })
     }
 
     /// Takes an answer. Whether it is one: what answers none of these pings changes nothing.
-    pub(super) fn answered(&mut self, carried: &[u8]) -> bool {
+    pub(super) fn answered(&mut self, carried: &[u8], now: Instant) -> bool {
         let Ok(read) = carried.try_into().map(u64::from_be_bytes) else { return false };
         // Clients may answer only the last of several.
-        let Some(index) = self.asked.iter().position(|asked| *asked == read) else { return false };
+        let known = self.asked.iter().enumerate().find(|(_, (sent, _))| *sent == read);
+        let Some((index, (_, at))) = known else { return false };
+        if now.duration_since(*at) <= SOON {
+            self.window = (self.window * 2).min(MOST);
+        }
         self.asked.drain(..=index);
         self.read = read;
-        self.window = (self.window * 2).min(MOST);
         if self.sent - self.read < self.window {
             self.used_up = None;
         }
@@ -109,7 +115,7 @@ mod tests {
             let (bytes, pings) = fill(&mut credit);
             most = bytes;
             for ping in pings {
-                assert!(credit.answered(&ping));
+                assert!(credit.answered(&ping, Instant::now()));
             }
             assert!(credit.is_open(), "the last ping is never further back than a quarter of it");
         }
@@ -122,9 +128,27 @@ mod tests {
         let (_, pings) = fill(&mut credit);
         let (first, last) = (pings[0], pings[pings.len() - 1]);
         assert_ne!(first, last);
-        assert!(!credit.answered(b"") && !credit.answered(&[7; 8]) && !credit.is_open());
-        assert!(credit.answered(&last) && credit.is_open());
-        assert!(!credit.answered(&first) && !credit.answered(&last));
+        assert!(
+            !credit.answered(b"", Instant::now())
+                && !credit.answered(&[7; 8], Instant::now())
+                && !credit.is_open()
+        );
+        assert!(credit.answered(&last, Instant::now()) && credit.is_open());
+        assert!(
+            !credit.answered(&first, Instant::now()) && !credit.answered(&last, Instant::now())
+        );
+    }
+
+    #[test]
+    fn who_answers_late_is_sent_no_more_at_once() {
+        let (mut credit, begin) = (Credit::new(), Instant::now());
+        for _ in 0..10 {
+            let ping = credit.sent(FIRST as usize, begin).unwrap();
+            assert!(!credit.is_open());
+            let late = begin + SOON + Duration::from_millis(1);
+            assert!(credit.answered(&ping, late) && credit.is_open());
+        }
+        assert_eq!(credit.window, FIRST);
     }
 
     #[test]
@@ -132,7 +156,7 @@ mod tests {
         let mut credit = Credit::new();
         let ping = credit.sent(MOST as usize, Instant::now()).unwrap();
         assert!(!credit.is_open());
-        assert!(credit.answered(&ping) && credit.is_open());
+        assert!(credit.answered(&ping, Instant::now()) && credit.is_open());
     }
 
     #[test]
@@ -141,7 +165,7 @@ mod tests {
         let ping = credit.sent(MOST as usize, begin).unwrap();
         assert!(!is_stuck(&credit, within, begin + Duration::from_millis(4999)));
         assert!(is_stuck(&credit, within, begin + within));
-        credit.answered(&ping);
+        credit.answered(&ping, Instant::now());
         assert!(!is_stuck(&credit, within, begin + within));
     }
 }
