@@ -12,13 +12,11 @@ API_GW_INSTANCES ?= $(INSTANCES)
 K8S_KNOBS = STREAMER_INSTANCES='$(STREAMER_INSTANCES)' COLLECTOR_INSTANCES='$(COLLECTOR_INSTANCES)' \
 	API_GW_INSTANCES='$(API_GW_INSTANCES)'
 
-BIN := $(or $(CARGO_TARGET_DIR),target)/release
-
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-start \
-	generate-swagger dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
+	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-live bench-start \
+	generate-swagger lint-openapi dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
 	k8s-status-nexus k8s-logs-nexus k8s-undeploy-nexus k8s-port-forward kind-deploy
 
 help: ## Show this list
@@ -44,6 +42,7 @@ test: ## All tests; installs etcd and protoc first when they are missing
 	@scripts/check.sh
 	@scripts/smoke.sh
 	@scripts/test-deploy.sh
+	@CHURN_TIMES=told scripts/churn.sh short
 test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
 	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
 churn: ## Every fault there is on real programs and etcds, measured (minutes; nothing else should run)
@@ -62,17 +61,22 @@ deny: ## Licences, sources, banned and duplicate crates; builds cargo-deny the f
 	@scripts/deny.sh
 bench: build-nexus ## Measure throughput and latency
 	@scripts/bench.sh
+bench-peers: build-nexus ## Measure throughput beside VictoriaMetrics and InfluxDB (from Debian), in one run
+	@scripts/bench-peers.sh
 bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from Debian)
 	@scripts/bench-api.sh
+bench-live: ## Measure live streams: many subscribers, some that never read, a row's way to a client
+	@scripts/bench-live.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
 	@scripts/bench-start.sh
-generate-swagger: build-nexus ## Write docs/openapi.json and docs/schema.graphql from the gateway
-	@$(BIN)/nexus-gateway openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json \
-		|| { rm -f docs/openapi.json.new; exit 1; }
-	@$(BIN)/nexus-gateway schema > docs/schema.graphql.new && mv docs/schema.graphql.new docs/schema.graphql \
-		|| { rm -f docs/schema.graphql.new; exit 1; }
-test-deploy: ## Check deploy/ without a cluster: chart, images' recipe, units
+generate-swagger: build-nexus ## Write docs/openapi.json, openapi.yaml and schema.graphql from the gateway
+	@scripts/generate-swagger.sh
+lint-openapi: ## Check docs/openapi.yaml by the rules of .redocly.yaml (redocly, from npm)
+	@scripts/lint-openapi.sh
+test-deploy: build-nexus ## Check deploy/ without a cluster: chart, images' recipe, units
 	@scripts/test-deploy.sh
+docker-stages: ## The image's build of ROLE without an engine, stage by stage in clean directories (root, minutes)
+	@scripts/docker.sh stages
 dist: ## Programs, man pages, completions, units and chart as a tarball, with checksums
 	@scripts/dist.sh
 clean: ## Remove what was built and logged; never what etcd stores

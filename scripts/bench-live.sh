@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Measures live streams: thousands of WebSocket subscribers on one gateway, what clients that
-# never read do to them, and how late a replayed row reaches a client. All on this machine.
-#   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), PHASES (fan,stuck,flow)
+# Measures live streams: thousands of WebSocket subscribers on one gateway, what clients of
+# everything that never read do to them, and how late a replayed row reaches a client. All on this
+# machine.
+#   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), ROUNDS (6), PHASES (fan,stuck,flow)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$here/scripts/lib.sh"
 

@@ -5,6 +5,8 @@
 #   churn.sh PHASE...   some phases, by default as long does (see: churn.sh phases)
 #   churn.sh table      the figures of what ran last
 # Results lie under .nexus/churn. A phase that failed fails the whole, after the others ran.
+#   CHURN_TIMES=told: times beyond their bounds fail nothing (make test: others use the machine);
+#     losses, doubles, broken laws and everything that never happens do
 #   CHURN_FAULTS, CHURN_SAMPLES, CHURN_ROUNDS, CHURN_OUTAGE_SECONDS, CHURN_SEED
 #   NEXUS_ETCD_BIN_DIR: another etcd than the installed one (scripts/get-etcd35.sh)
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

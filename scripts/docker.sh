@@ -2,6 +2,7 @@
 # Images of the three programs.
 #   docker.sh build      nexus-ROLE:TAG, from deploy/docker/Dockerfile
 #   docker.sh push       to DOCKER_REGISTRY
+#   docker.sh stages     what build runs, of ROLE (collector), without an engine, as root
 # DOCKER_REGISTRY: where they go, with a path if there is one (default: none, local images).
 # TAG: default the version in Cargo.toml. DOCKER: the command, docker or podman.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -14,7 +15,15 @@ image() { echo "${DOCKER_REGISTRY:+${DOCKER_REGISTRY%/}/}nexus-$1:$TAG"; }
 
 case ${1:-} in
 build | push) ;;
-*) die "usage: docker.sh build|push" ;;
+stages)
+    [[ $EUID == 0 ]] || die "docker: stages mounts directories of its own: run it as root"
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    need python3 git unshare
+    python3 deploy/tests/build_stages.py "${ROLE:-collector}" "$work"
+    exit
+    ;;
+*) die "usage: docker.sh build|push|stages" ;;
 esac
 have "$DOCKER" || die "$DOCKER is missing: install Docker Engine (or set DOCKER=podman); no image was touched"
 if [[ $1 == push && -z ${DOCKER_REGISTRY:-} ]]; then

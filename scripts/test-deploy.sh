@@ -52,4 +52,8 @@ mapfile -t arguments <<<"$knobs"
 rendered=$("$TOOLS/bin/helm" template telemetry-pipeline "$CHART" -f "$CHART/values-nexus.yaml" "${arguments[@]}" | grep -E '^  replicas:' | sort | tr -d '\n')
 [[ $rendered == "  replicas: 1  replicas: 3  replicas: 4  replicas: 5" ]] || die "knobs do not reach the replicas: $rendered"
 
+say "deploy: documented commands"
+need_binary gateway
+NEXUS_HELM="$TOOLS/bin/helm" "$TOOLS/venv/bin/python" deploy/tests/test_docs.py -q
+
 say "deploy: all checked"

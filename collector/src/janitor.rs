@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use nexus_common::{
-    etcd::{Error, Etcd},
+    etcd::Error,
     model::Timestamp,
     runtime::{Life, Work},
     store::{Policy, Retention},
@@ -13,24 +13,8 @@ use tokio::time::interval;
 use crate::{
     args::Args,
     audit::{self, AuditMeters},
+    space::{SPACE_EVERY, made_room},
 };
-
-/// How often etcd is asked whether its space is used up: healing begins within this.
-const SPACE_EVERY: Duration = Duration::from_secs(5);
-
-/// Makes room in an etcd that has none left. Whether it did.
-async fn made_room(etcd: &Etcd) -> bool {
-    // One that does not tell (a managed one may not) is not helped.
-    if !etcd.is_out_of_space().await.unwrap_or(false) {
-        return false;
-    }
-    tracing::error!("etcd's space is used up: compacting, defragmenting, taking back its alarm");
-    match etcd.make_room().await {
-        Ok(()) => tracing::warn!("etcd takes writes again"),
-        Err(error) => tracing::error!(%error, "could not make room in etcd, trying again"),
-    }
-    true
-}
 
 /// Sweeps and audits every now and then until asked to leave or fenced.
 pub(crate) async fn serve(life: Life, args: Arc<Args>, meters: Arc<AuditMeters>, work: Work) {

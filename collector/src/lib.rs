@@ -10,6 +10,7 @@ mod merge;
 mod partition;
 mod plan;
 pub mod show;
+mod space;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -40,6 +41,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let args = Arc::new(args);
     let meters = AuditMeters::register(&process.metrics);
+    tokio::spawn(space::stand_in(process.etcd.clone(), process.stop.clone()));
     run_process(process, address, |life| collect(life, Arc::clone(&args), Arc::clone(&meters)))
         .await
 }

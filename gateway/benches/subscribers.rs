@@ -2,7 +2,7 @@
 //! that never read do to others. Run it by `scripts/bench-live.sh`, which raises the limit of open
 //! files; the gateway, the collector and the streamer are processes of their own, etcd is real.
 //!
-//!   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), PHASES (fan,stuck,flow)
+//!   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), ROUNDS (6), PHASES (fan,stuck,flow)
 
 // A benchmark may panic: then there is no figure.
 #![allow(clippy::unwrap_used)]
@@ -125,6 +125,17 @@ async fn produce(mut pipeline: Pipeline, lane: Lane, clock: Clock, stop: watch::
     }
 }
 
+/// What the system holds for all TCP connections of this machine, in MiB.
+fn system() -> f64 {
+    let text = std::fs::read_to_string("/proc/net/sockstat").unwrap();
+    let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap();
+    let pages: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    pages * 4096.0 / 1024.0 / 1024.0
+}
+
+/// Subscribes to all there is.
+const ALL: &str = r#"{"type":"subscribe","topic":"telemetry"}"#;
+
 fn subscribe_to(index: usize) -> String {
     let gpu = uuid(&format!("h{}", index % HOSTS), index / HOSTS % GPUS);
     format!(r#"{{"type":"subscribe","topic":"telemetry","filters":{{"gpu_uuid":"{gpu}"}}}}"#)
@@ -149,7 +160,20 @@ async fn listen(address: SocketAddr, count: usize, clock: Clock, seconds: usize)
     tasks.join_all().await
 }
 
-/// Many subscribers, then the same with some that never read.
+/// Clients that never read, on a thread of their own: what they cost themselves must not hold up
+/// those who measure.
+fn never_read(address: SocketAddr, count: usize, ended: watch::Receiver<bool>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut clients = JoinSet::new();
+        for index in 0..count {
+            clients.spawn(stuck(address, index, ALL.to_owned(), ended.clone()));
+        }
+        clients.join_all().await;
+    });
+}
+
+/// Many subscribers of one GPU each, then the same with some of everything that never read.
 async fn fan(with_stuck: bool) {
     let (count, seconds) = (setting("SUBSCRIBERS", 5000), setting("SECONDS_EACH", 30));
     let etcd = TestEtcd::with_flags(&["--snapshot-count=2000"]);
@@ -163,44 +187,55 @@ async fn fan(with_stuck: bool) {
     sleep(Duration::from_secs(2)).await;
     let (empty, _) = gateway.figures();
 
-    let mut p99 = Vec::new();
-    for round in 0..if with_stuck { 4 } else { 1 } {
+    let mut rounds = Vec::new();
+    for round in 0..if with_stuck { setting("ROUNDS", 6) } else { 1 } {
         let stuck_now = round % 2 == 1;
         let number = if stuck_now { setting("STUCK", 1000) } else { 0 };
         let (end, ended) = watch::channel(false);
-        let stuck: JoinSet<()> = (0..number)
-            .map(|index| stuck(address, index, subscribe_to(index), ended.clone()))
-            .collect();
+        let stuck = std::thread::spawn(move || never_read(address, number, ended));
         let before = gateway.figures();
         let sampling = async {
-            sleep(Duration::from_secs(seconds as u64)).await;
-            gateway.figures()
+            let (mut memory, mut kernel) = (0.0_f64, 0.0_f64);
+            for _ in 0..seconds {
+                sleep(Duration::from_secs(1)).await;
+                memory = memory.max(gateway.figures().0);
+                kernel = kernel.max(system());
+            }
+            (memory, gateway.figures().1, kernel)
         };
         let (lists, during) =
             tokio::join!(listen(address, count, clock.clone(), seconds), sampling);
         drop(end);
-        stuck.join_all().await;
+        stuck.join().unwrap();
         let cpu = (during.1 - before.1) / seconds as f64 * 100.0;
         let figures = figures(&lists, count * seconds);
         println!(
             "{count} subscribers of one GPU at 1 Hz, {number} that never read: {figures}; \
-             gateway {:.0} MiB ({empty:.0} without anyone), {cpu:.0} % of a core",
-            during.0
+             gateway {:.0} MiB ({empty:.0} without anyone), TCP of the machine {:.0} MiB, \
+             {cpu:.0} % of a core",
+            during.0, during.2
         );
-        p99.push((stuck_now, figures.p99, during.0));
+        rounds.push((stuck_now, figures.p99, during.0, during.2));
         if with_stuck {
             sleep(Duration::from_secs(2)).await;
         }
     }
     if with_stuck {
-        let best = |stuck: bool, of: fn(&(bool, f64, f64)) -> f64| {
-            p99.iter().filter(|one| one.0 == stuck).map(of).fold(f64::MAX, f64::min)
+        // The middle of the rounds: one with a pause of the machine in it tells nothing.
+        let middle = |stuck: bool, of: fn(&(bool, f64, f64, f64)) -> f64| {
+            let mut all: Vec<f64> = rounds.iter().filter(|one| one.0 == stuck).map(of).collect();
+            all.sort_by(f64::total_cmp);
+            all[(all.len() - 1) / 2]
         };
-        let each =
-            (best(true, |p| p.2) - best(false, |p| p.2)) * 1024.0 / setting("STUCK", 1000) as f64;
+        let each = |of: fn(&(bool, f64, f64, f64)) -> f64| {
+            (middle(true, of) - middle(false, of)) * 1024.0 / setting("STUCK", 1000) as f64
+        };
         println!(
-            "p99 with / without those that never read: {:.2}; {each:.0} KiB of the gateway each",
-            best(true, |p| p.1) / best(false, |p| p.1)
+            "p99 with / without those that never read: {:.2}; each takes {:.0} KiB of the gateway \
+             and {:.0} KiB of the system",
+            middle(true, |p| p.1) / middle(false, |p| p.1),
+            each(|p| p.2),
+            each(|p| p.3)
         );
     }
     tell.send(true).unwrap();
@@ -220,13 +255,12 @@ async fn flow() {
     let path = csv.to_str().unwrap();
     let _streamer =
         Process::start("streamer", &etcd, &["--csv-file", path, "--replay-speed", "10"]);
-    let all = r#"{"type":"subscribe","topic":"telemetry"}"#;
     let (tell, begin) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let clients = setting("FLOW_SUBSCRIBERS", 4);
     for _ in 0..clients {
         let clock = Clock::of_timestamps();
-        tasks.spawn(subscriber(address, all.to_owned(), clock, begin.clone()));
+        tasks.spawn(subscriber(address, ALL.to_owned(), clock, begin.clone()));
     }
     sleep(Duration::from_secs(6)).await;
     let before = gateway.figures();

@@ -6,6 +6,7 @@
 //! [`auth`] says who may ask, [`tls`] over what; [`server`] puts them together and runs.
 
 pub mod auth;
+mod descriptors;
 mod files;
 pub mod graphql;
 pub mod rest;

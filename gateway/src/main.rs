@@ -10,8 +10,10 @@ fn main() -> anyhow::Result<()> {
         None => cli.run,
         Some(Command::Run(args)) => *args,
         Some(Command::Chore(chore)) => return chore.run(Cli::command()),
-        Some(Command::Openapi) => {
-            println!("{}", nexus_gateway::web::document().to_pretty_json()?);
+        Some(Command::Openapi { yaml }) => {
+            let document = nexus_gateway::web::document();
+            let text = if yaml { document.to_yaml()? } else { document.to_pretty_json()? };
+            println!("{}", text.trim_end());
             return Ok(());
         }
         Some(Command::Schema) => {

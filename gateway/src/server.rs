@@ -19,6 +19,7 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 
 use crate::{
     auth::{self, Auth, AuthError, Scope, TokenHash, TokenLine},
+    descriptors,
     rest::Instances,
     tls::{Tls, TlsError, TlsFiles},
     view::View,
@@ -50,7 +51,11 @@ pub enum Command {
     /// Serve the APIs (the default)
     Run(Box<GatewayArgs>),
     /// Print the OpenAPI document as JSON
-    Openapi,
+    Openapi {
+        /// As YAML instead
+        #[arg(long)]
+        yaml: bool,
+    },
     /// Print the GraphQL schema
     Schema,
     /// Make tokens for --auth-tokens-file
@@ -231,6 +236,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
         stop: process.stop.clone(),
     });
+    descriptors::raise_for(args.connections_max);
     let stop = process.stop.clone();
     let options = ServeOptions { tls: tls.as_ref().map(Tls::of_now), connections };
     let router = web::router(app);

@@ -21,7 +21,7 @@ pub(crate) fn parse_ms(text: &str) -> Result<u64, String> {
 /// As it would be written: in the largest unit that leaves a whole number.
 pub(crate) fn show_ms(ms: u64) -> String {
     let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
-    let whole = units.iter().find(|(unit, _)| ms > 0 && ms % unit == 0);
+    let whole = units.iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit));
     whole.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit))
 }
 

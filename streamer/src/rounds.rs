@@ -92,7 +92,7 @@ struct Reply {
 
 /// A shard's targets as they are now.
 struct Round {
-    scrape: Scrape,
+    scrape: Box<Scrape>,
     client: Client,
     reading: Arc<Reading>,
     asked: HashMap<String, Asked>,
@@ -161,14 +161,14 @@ impl Shards {
 
 impl Round {
     fn is_current(&self, scrape: &Scrape) -> bool {
-        self.scrape == *scrape
+        *self.scrape == *scrape
             && (scrape.files.is_empty() || self.files_read.elapsed() < FILES_EVERY)
     }
 
     /// The targets there are now; those that were there before go on as they were. Blocking.
     fn renew(
         old: Option<Self>,
-        scrape: Scrape,
+        scrape: Box<Scrape>,
         shard: u32,
         begin: u64,
     ) -> Result<Self, ShardError> {

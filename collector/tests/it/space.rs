@@ -104,3 +104,36 @@ async fn an_etcd_that_ran_out_of_space_is_healed_unattended_and_nothing_is_lost(
     assert_settles_to(&mut fleet, &file, Duration::from_secs(60)).await;
     assert_eq!(fleet.etcd.etcdctl(&["alarm", "list"]), "");
 }
+
+#[tokio::test]
+async fn collectors_that_restart_under_the_alarm_heal_etcd_before_they_have_a_session() {
+    let etcd = TestEtcd::with_flags(&[&format!("--quota-backend-bytes={QUOTA}")]);
+    let mut fleet = Fleet::on(
+        etcd,
+        &[
+            ("LEASE_TTL_SECONDS", "3"),
+            ("COMMIT_AGE_MS", "200"),
+            ("BATCH_SIZE", "500"),
+            ("BACKLOG_MAX", "2"),
+        ],
+    );
+    let file = fleet.generate("telemetry.csv", 150);
+    fleet.stream("streamer", &file, &[]);
+    fleet.collect("before", &[]);
+    let etcd = fleet.etcd.connect().await;
+    let within = Duration::from_secs(60);
+    audited_until(&etcd, "data flows", within, |r| r.samples.committed > 2000).await;
+    fleet.kill("before");
+    fleet.etcd.fill_with_history();
+    // The streamer loses its session too: nobody has one.
+    fleet.kill("streamer");
+    fleet.stream("streamer-again", &file, &[]);
+    for name in ["collector-a", "collector-b"] {
+        fleet.collect(name, &[]);
+    }
+    let begun = Instant::now();
+    fleet.wait_for_logs("etcd takes writes again", within).await;
+    println!("healed after {:?} without any session", begun.elapsed());
+    assert_settles_to(&mut fleet, &file, within).await;
+    assert_eq!(fleet.etcd.etcdctl(&["alarm", "list"]), "");
+}

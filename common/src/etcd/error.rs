@@ -128,6 +128,12 @@ impl Error {
         matches!(&**source, etcd_client::Error::GRpcStatus(s) if s.message().contains("compacted"))
     }
 
+    /// Whether the member lives and only had another leader elected meanwhile.
+    pub(super) fn is_leader_changed(&self) -> bool {
+        let Error::Request { source, .. } = self else { return false };
+        matches!(&**source, etcd_client::Error::GRpcStatus(s) if s.message().contains("leader changed"))
+    }
+
     /// Whether logging in (again) may help.
     pub(super) fn wants_login(&self) -> bool {
         let Error::Request { source, .. } = self else { return false };

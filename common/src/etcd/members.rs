@@ -161,7 +161,12 @@ impl Members {
                 Ok((answer, from_the_past))
             }
             Err(error) => {
-                if error.fate() == Fate::Unknown && !error.is_no_space() {
+                // Not the member's failure: another leader was elected while we waited, or
+                // whoever found it silent has left it already.
+                let outlived =
+                    matches!(&error, Error::Timeout { after, .. } if *after < self.request_timeout);
+                let elected = outlived || error.is_leader_changed();
+                if error.fate() == Fate::Unknown && !error.is_no_space() && !elected {
                     self.leave(at);
                 }
                 Err(error)

@@ -240,8 +240,14 @@ async fn open(etcd: &Etcd, range: &KeyRange, from: i64) -> Result<(WatchStream, 
     let (client, member) = etcd.members().watch_channel().await?;
     let mut client = client.max_decoding_message_size(WATCH_BYTES_MAX);
     let attempt = "open a watch";
-    let opened =
-        within(SILENCE_MAX, attempt, client.watch(range.start.clone(), Some(options))).await;
+    let opening = within(SILENCE_MAX, attempt, client.watch(range.start.clone(), Some(options)));
+    let opened = tokio::select! {
+        opened = opening => opened,
+        // A stopped member takes the connection and says nothing: others found out sooner.
+        () = etcd.members().left(member) => {
+            Err(Error::Timeout { attempt: attempt.to_owned(), after: SILENCE_MAX })
+        }
+    };
     if opened.is_err() {
         etcd.members().leave(member);
     }

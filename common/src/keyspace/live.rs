@@ -246,7 +246,7 @@ mod tests {
             Login::Bearer { token_file: text() },
             Login::Basic { user: text(), password_file: text() },
         ] {
-            check(SourceKind::Scrape(Scrape {
+            check(SourceKind::Scrape(Box::new(Scrape {
                 cluster: ClusterId::new("c").ok(),
                 targets: vec![target.clone()],
                 files: vec![text()],
@@ -263,7 +263,7 @@ mod tests {
                     rename: BTreeMap::clone(&rename),
                 },
                 target_shards: 5,
-            }));
+            })));
         }
     }
 }

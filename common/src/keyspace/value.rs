@@ -133,7 +133,7 @@ pub enum SourceKind {
     /// Telemetry that is made up, at an interval.
     Simulate(Simulate),
     /// Exporters, asked at an interval.
-    Scrape(Scrape),
+    Scrape(Box<Scrape>),
 }
 
 impl SourceKind {

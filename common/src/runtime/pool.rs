@@ -48,6 +48,8 @@ pub struct Work {
 }
 
 struct Running {
+    /// Of the claim it works under.
+    create_revision: i64,
     leave: CancellationToken,
     busy: Arc<AtomicBool>,
 }
@@ -175,14 +177,15 @@ impl<'a> Pool<'a> {
 
     fn on_claims(&mut self, event: Option<Event>) {
         match event {
-            Some(Event::Snapshot { entries, .. }) => self.replace_owners(&entries),
+            Some(Event::Snapshot { revision, entries }) => self.replace_owners(&entries, revision),
             Some(Event::Changes { changes, .. }) => {
                 for change in changes {
                     match change {
                         Change::Put(entry) => self.owner(&entry),
-                        Change::Delete(key, _) => {
+                        Change::Delete(key, revision) => {
                             if let Ok(Key::Claim(item)) = self.keyspace().parse(&key) {
                                 self.owners.remove(&item);
+                                self.leave_if_lost(&item, None, revision);
                             }
                         }
                     }
@@ -192,10 +195,25 @@ impl<'a> Pool<'a> {
         }
     }
 
-    fn replace_owners(&mut self, entries: &[Entry]) {
+    fn replace_owners(&mut self, entries: &[Entry], revision: i64) {
         self.owners.clear();
         self.listed.1 = true;
         entries.iter().for_each(|entry| self.owner(entry));
+        for item in self.running.keys().filter(|item| !self.owners.contains_key(item)) {
+            self.leave_if_lost(item, None, revision);
+        }
+    }
+
+    /// Ends work whose claim no longer stood at `revision`, where one of create revision
+    /// `standing` did or none: its next write would be refused, but it may not have one to do,
+    /// and until then nobody would work on the item.
+    fn leave_if_lost(&self, item: &ClaimItem, standing: Option<i64>, revision: i64) {
+        let Some(running) = self.running.get(item) else { return };
+        let is_later = revision > running.create_revision;
+        if is_later && standing != Some(running.create_revision) && !running.leave.is_cancelled() {
+            tracing::info!(%item, "the claim was taken from us, its work ends");
+            running.leave.cancel();
+        }
     }
 
     fn owner(&mut self, entry: &Entry) {
@@ -206,6 +224,7 @@ impl<'a> Pool<'a> {
         let parsed = self.keyspace().parse(&entry.key);
         match (parsed, from_json::<Claimant>(&entry.key, &entry.value)) {
             (Ok(Key::Claim(item)), Ok(claimant)) => {
+                self.leave_if_lost(&item, Some(entry.create_revision), entry.mod_revision);
                 self.owners.insert(item, claimant.instance);
             }
             _ => tracing::warn!("a claim that cannot be read is left out"),
@@ -215,7 +234,7 @@ impl<'a> Pool<'a> {
     async fn reconcile(&mut self) {
         let range = self.keyspace().prefix(&self.claims_prefix);
         match self.life.process.etcd.range(&range, RangeRead::default()).await {
-            Ok(listing) => self.replace_owners(&listing.entries),
+            Ok(listing) => self.replace_owners(&listing.entries, listing.revision),
             Err(error) => tracing::debug!(%error, "could not list the claims"),
         }
     }
@@ -232,7 +251,7 @@ impl<'a> Pool<'a> {
         self.rests_until.retain(|_, until| *until > now);
         // What we hold counts as ours even before the watch has told us.
         for item in self.running.keys() {
-            self.owners.insert(item.clone(), self.me.clone());
+            self.owners.entry(item.clone()).or_insert_with(|| self.me.clone());
         }
         let idle: BTreeSet<ClaimItem> =
             items.iter().filter(|item| self.is_idle(item)).cloned().collect();
@@ -287,8 +306,12 @@ impl<'a> Pool<'a> {
             Ok(Some(claim)) => {
                 tracing::debug!(%item, "claimed");
                 let (leave, busy) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
-                self.running
-                    .insert(item, Running { leave: leave.clone(), busy: Arc::clone(&busy) });
+                let running = Running {
+                    create_revision: claim.create_revision(),
+                    leave: leave.clone(),
+                    busy: Arc::clone(&busy),
+                };
+                self.running.insert(item, running);
                 let done = work(Work { claim: claim.clone(), leave, busy });
                 self.running_tasks.spawn(async move {
                     done.await;
@@ -300,7 +323,8 @@ impl<'a> Pool<'a> {
                 self.free_since.remove(&item);
                 self.rests_until.insert(item, Instant::now() + TICK);
             }
-            Err(Error::SessionLost { .. }) => {}
+            // Told by etcd, before the next keep-alive would.
+            Err(Error::SessionLost { .. }) => self.life.session.lost().cancel(),
             Err(error) => {
                 tracing::warn!(%item, %error, "could not claim, trying again");
                 self.rests_until.insert(item, Instant::now() + REST);
@@ -340,7 +364,9 @@ impl<'a> Pool<'a> {
         if let Err(error) = claim.release(&self.life.process.etcd).await {
             tracing::warn!(%item, %error, "could not release; the lease's end will");
         }
-        self.owners.remove(&item);
+        if self.owners.get(&item) == Some(&self.me) {
+            self.owners.remove(&item);
+        }
         if !asked {
             self.rests_until.insert(item, Instant::now() + REST);
         }

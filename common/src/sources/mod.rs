@@ -29,16 +29,6 @@ pub enum SourceError {
         /// What is wrong, and what is allowed.
         reason: String,
     },
-    /// It is, and cannot become what was asked for.
-    #[error("source {id} is of kind {is}; it cannot become {wanted}: choose a new name")]
-    OtherKind {
-        /// The source.
-        id: SourceId,
-        /// What it is.
-        is: &'static str,
-        /// What it was asked to be.
-        wanted: &'static str,
-    },
     /// There is none of that name.
     #[error("source {0} is not known")]
     Unknown(SourceId),

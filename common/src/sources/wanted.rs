@@ -80,7 +80,8 @@ impl Wanted {
                 SourceKind::Simulate(Simulate { hosts_per_shard, until, ..wanted.clone() })
             }
             (SourceKind::Scrape(wanted), SourceKind::Scrape(old)) => {
-                SourceKind::Scrape(Scrape { target_shards: old.target_shards, ..wanted.clone() })
+                let target_shards = old.target_shards;
+                SourceKind::Scrape(Box::new(Scrape { target_shards, ..(**wanted).clone() }))
             }
             (wanted, old) if same_file(wanted, old) => return Ok(None),
             (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. }) => {
@@ -91,7 +92,9 @@ impl Wanted {
             }
             (wanted, old) => {
                 let (is, wanted) = (name(old), name(wanted));
-                return Err(SourceError::OtherKind { id: id.clone(), is, wanted });
+                let reason =
+                    format!("{id} is of kind {is} and cannot become {wanted}; choose a new name");
+                return Err(SourceError::Field { field: "kind", reason });
             }
         };
         let source = Source { shards: shards(&kind), kind, ..is.clone() };

@@ -243,7 +243,8 @@ impl<S: Server> Fleet<S> {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let lines = text.lines().filter(|line| line.starts_with(series) && line.contains(label));
-        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+        let figures = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+        figures.fold(0.0, |sum, figure| sum + figure) // `sum` of none is -0
     }
 
     /// Names of the running ones.

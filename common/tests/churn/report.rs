@@ -90,6 +90,10 @@ impl Report {
             times.len()
         );
         let kept = bound.is_none_or(|bound| p99 <= bound);
+        if !kept && times_are_only_told() {
+            println!("  {what}: {told}: late, which is told and fails nothing here");
+            return;
+        }
         let bound = bound.map_or_else(|| "-".to_owned(), |bound| format!("p99 {}", brief(bound)));
         self.figure(what, told, bound, kept);
     }
@@ -138,6 +142,11 @@ impl Report {
         std::fs::write(&path, serde_json::to_vec_pretty(&self).unwrap()).unwrap();
         if self.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
+}
+
+/// Whether times beyond their bounds fail nothing: on a machine that does other work meanwhile.
+fn times_are_only_told() -> bool {
+    std::env::var("CHURN_TIMES").is_ok_and(|word| word == "told")
 }
 
 fn brief(time: Duration) -> String {

@@ -235,3 +235,28 @@ async fn a_claim_of_ours_that_nobody_works_on_is_found_and_worked_on() {
     a.task.await.unwrap().unwrap();
     assert!(claims(&etcd).await.is_empty());
 }
+
+#[tokio::test]
+async fn work_without_a_write_ends_when_its_claim_is_deleted_and_begins_again() {
+    let server = TestEtcd::start();
+    let etcd = server.connect().await;
+    let desk = Arc::new(Desk::default());
+    let alone = member(&server, "alone", &desk).await;
+    held(&etcd, &[("alone", usize::from(ITEMS))]).await;
+    let before = claims(&etcd).await;
+    let item = ClaimItem::Partition(PartitionId(3));
+    server.etcdctl(&["del", &etcd.keyspace().key(&Key::Claim(item.clone()))]);
+    eventually("it is claimed and worked on again", PATIENCE, || async {
+        let now = claims(&etcd).await;
+        let newer = now.get(&item).is_some_and(|claim| claim.1 > before[&item].1);
+        newer && desk.working.lock().unwrap().len() == usize::from(ITEMS)
+    })
+    .await;
+    let after = claims(&etcd).await;
+    for (other, claim) in before.iter().filter(|(other, _)| **other != item) {
+        assert_eq!(after[other], *claim, "{other} moved");
+    }
+    assert!(desk.clashes.lock().unwrap().is_empty());
+    alone.stop.cancel();
+    alone.task.await.unwrap().unwrap();
+}

@@ -97,12 +97,12 @@ fn config(endpoint: String, security: Security) -> EtcdConfig {
 
 /// Why it cannot be used; `expected` must be told before long. In TLS 1.3 a server refuses after
 /// the client is done, so a request may be cut off before the reason is read.
-async fn refused(config: EtcdConfig, expected: &str) {
+async fn refused(config: EtcdConfig, expected: &[&str]) {
     let etcd = Etcd::connect(config).await.unwrap();
     eventually(&format!("{expected:?} is told"), SOON, || async {
         let told = etcd.revision().await.expect_err("it is refused").to_string();
         println!("{told}");
-        told.contains(expected)
+        expected.iter().any(|word| told.contains(word))
     })
     .await;
 }
@@ -143,16 +143,18 @@ async fn a_wrong_authority_an_old_certificate_and_none_are_told_apart() {
     ["old", "old-server"].iter().for_each(|name| pki.sign(name, true));
     other.sign("stranger", false);
     let (server, old) = (pki.etcd("server"), pki.etcd("old-server"));
-    let check = async |endpoint: &TestEtcd, security: Security, expected: &str| {
+    // etcd's alert depends on the Go that it was built with: 3.4 calls every one of them bad.
+    let check = async |endpoint: &TestEtcd, security: Security, expected: &[&str]| {
         refused(config(endpoint.endpoint(), security), expected).await;
     };
     let trusts = |ca: &Pki, of: Security| Security { ca_file: Some(ca.path("ca.pem")), ..of };
-    check(&server, trusts(&other, pki.security("client")), "UnknownIssuer").await;
-    check(&old, pki.security("client"), "certificate expired").await;
-    check(&server, trusts(&pki, other.security("stranger")), "BadCertificate").await;
-    check(&server, pki.security("old"), "BadCertificate").await;
+    check(&server, trusts(&other, pki.security("client")), &["UnknownIssuer"]).await;
+    check(&old, pki.security("client"), &["certificate expired"]).await;
+    check(&server, trusts(&pki, other.security("stranger")), &["BadCertificate", "UnknownCA"])
+        .await;
+    check(&server, pki.security("old"), &["BadCertificate", "CertificateExpired"]).await;
     let nobody = Security { ca_file: Some(pki.path("ca.pem")), ..Security::default() };
-    check(&server, nobody, "ertificate").await;
+    check(&server, nobody, &["ertificate"]).await;
 }
 
 #[tokio::test]
@@ -193,8 +195,8 @@ async fn a_name_and_a_password_are_given_again_when_etcd_has_forgotten_them() {
         let user = Some((name.to_owned(), password.clone()));
         config(server.endpoint(), Security { user, ..Security::default() })
     };
-    refused(config(server.endpoint(), Security::default()), "user name is empty").await;
-    refused(with("stranger"), "authentication failed").await;
+    refused(config(server.endpoint(), Security::default()), &["user name is empty"]).await;
+    refused(with("stranger"), &["authentication failed"]).await;
     let etcd = Etcd::connect(with("root")).await.unwrap();
     works(etcd.clone()).await;
     // Its tokens are in its memory only.

@@ -11,12 +11,13 @@ use axum::{
 use serde_json::Value;
 
 use super::{
+    document::{GraphQlRequest, GraphQlResponse},
     execute::{Asked, Invalid, Outcome, Service},
     playground,
 };
 use crate::{
     auth::Grant,
-    web::{ApiError, BODY_BYTES_MAX, REVISION},
+    web::{ApiError, BODY_BYTES_MAX, Problem, REVISION},
 };
 
 /// The content types of an answer.
@@ -92,7 +93,28 @@ fn pair(query: &str, name: &str) -> Option<String> {
     pairs.into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
 }
 
-/// `GET /graphql`: the playground for people, queries for programs.
+/// Runs a GraphQL query
+///
+/// Only queries: mutations are by POST, subscriptions by graphql-transport-ws at `/graphql/ws`. Who
+/// accepts `text/html` and asks nothing gets the playground.
+#[utoipa::path(get, path = "/graphql", operation_id = "askGraphQl", tag = "graphql",
+    params(("query" = String, Query, description = "The query, at most 65536 bytes",
+            example = "{ gpus { uuid status } }"),
+        ("variables" = Option<String>, Query, description = "Values of its variables, as a JSON object",
+            example = "{\"name\":\"dgx-001\"}"),
+        ("operationName" = Option<String>, Query, description = "Which of several operations in `query`",
+            example = "Host"),
+        ("extensions" = Option<String>, Query, description = "Not used; a JSON object", example = "{}")),
+    responses((status = 200, description = "What became of it; also of what was not run, under `application/json`",
+            content((GraphQlResponse = "application/json"), (GraphQlResponse = "application/graphql-response+json"))),
+        (status = 400, description = "It is not well-formed, or was not run",
+            content((GraphQlResponse = "application/json"), (GraphQlResponse = "application/graphql-response+json"))),
+        (status = 405, description = "Another method, or a mutation by GET",
+            content_type = "application/problem+json", body = Problem),
+        (status = 406, description = "Neither content type is accepted",
+            content_type = "application/problem+json", body = Problem),
+        (status = 503, description = "Too much is asked at once, or the view is not loaded yet; try again",
+            content_type = "application/problem+json", body = Problem)))]
 pub(super) async fn get(State(service): State<Service>, request: Request) -> Response {
     let (mut parts, _) = request.into_parts();
     if wants_page(&parts) {
@@ -119,7 +141,22 @@ pub(super) async fn get(State(service): State<Service>, request: Request) -> Res
     }
 }
 
-/// `POST /graphql`.
+/// Runs a GraphQL query or mutation
+///
+/// Mutations need the scope `write`. What may be asked is in `docs/schema.graphql`, or by
+/// introspection.
+#[utoipa::path(post, path = "/graphql", operation_id = "runGraphQl", tag = "graphql",
+    request_body = GraphQlRequest,
+    responses((status = 200, description = "What became of it; also of what was not run, under `application/json`",
+            content((GraphQlResponse = "application/json"), (GraphQlResponse = "application/graphql-response+json"))),
+        (status = 400, description = "It is not well-formed, or was not run",
+            content((GraphQlResponse = "application/json"), (GraphQlResponse = "application/graphql-response+json"))),
+        (status = 405, description = "Another method, or a mutation by GET",
+            content_type = "application/problem+json", body = Problem),
+        (status = 406, description = "Neither content type is accepted",
+            content_type = "application/problem+json", body = Problem),
+        (status = 503, description = "Too much is asked at once, or the view is not loaded yet; try again",
+            content_type = "application/problem+json", body = Problem)))]
 pub(super) async fn post(State(service): State<Service>, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let asked = async {

@@ -5,6 +5,7 @@
 //! before it is validated; `http` and `socket` are the two ways in, as GraphQL over HTTP and
 //! graphql-transport-ws have them.
 
+mod document;
 mod execute;
 mod http;
 pub mod limits;
@@ -31,6 +32,7 @@ pub use query::Query;
 pub use subscription::Subscription;
 
 use crate::web::App;
+pub(crate) use document::document;
 use execute::Service;
 
 /// The whole schema.

@@ -2,25 +2,17 @@
 //!
 //! The view never writes; the writing is [`SourceDesk`]'s, each time by one guarded transaction.
 
-use std::time::Duration;
-
 use async_graphql::{Context, Error, ErrorExtensions as _, ID, Object, Result};
-use axum::http::StatusCode;
 use nexus_common::{
     model::SourceId,
     sources::{SourceDesk, SourceError, Written},
 };
-use tokio::time::timeout;
 
 use super::{
     operation::{Operation, refused},
     pipeline::Source,
 };
-use crate::{auth::Scope, web::ApiError};
-
-/// How long an answer waits for the view to have what was written, so that whoever asks next
-/// finds it: far longer than a watch takes.
-const SEEN_WITHIN: Duration = Duration::from_secs(2);
+use crate::{auth::Scope, rest, web::ApiError};
 
 /// Everything that can be changed. Needs a token with the scope `write`, where tokens are needed
 pub struct Mutation;
@@ -98,24 +90,14 @@ fn field(name: &'static str, reason: String) -> Error {
 }
 
 fn told(error: SourceError) -> Error {
-    let (status, kind) = match error {
-        SourceError::Field { field: name, reason } => return field(name, reason),
-        SourceError::Unknown(_) => (StatusCode::NOT_FOUND, "not-found"),
-        SourceError::Moving(_) => (StatusCode::CONFLICT, "moving"),
-        SourceError::Value(_) => (StatusCode::INTERNAL_SERVER_ERROR, "source"),
-        SourceError::Etcd(_) => (StatusCode::SERVICE_UNAVAILABLE, "etcd"),
-    };
-    refused(ApiError::new(status, kind, error.to_string()))
+    match error {
+        SourceError::Field { field: name, reason } => field(name, reason),
+        error => refused(ApiError::from(error)),
+    }
 }
 
 /// The source as it was written, once the view has that, too.
 async fn seen(operation: &Operation, id: &SourceId, written: &Written) -> Source {
-    let view = &operation.app.view;
-    let mut published = view.subscribe();
-    let reached =
-        published.wait_for(|now| now.as_ref().is_some_and(|now| now.revision >= written.revision));
-    // What was written was written, whether we see it or not.
-    let _ = timeout(SEEN_WITHIN, reached).await;
-    let now = view.snapshot();
+    let now = rest::seen(&operation.app, written).await;
     Source::of(id, &written.source, now.as_ref().unwrap_or(&operation.snapshot))
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     rest::{GpuSearch, Part, Row, Status, find_gpus, gpu_cursor},
     view::{PointKey, Snapshot, Target},
-    web::ApiError,
+    web::{ApiError, cursor_of, text_of_cursor},
 };
 
 const CURSOR: &str = "the cursor of an edge of an earlier answer";
@@ -42,8 +42,14 @@ pub(super) fn hosts(
     let first = entries("first", first, FIRST_DEFAULT as usize)?;
     let after = match &after {
         None => None,
-        Some(text) => Some(text.split_once('~').ok_or_else(|| bad_cursor("after", text))?),
+        Some(cursor) => {
+            let text = text_of_cursor(cursor);
+            let place = text.as_ref().and_then(|text| text.split_once('~'));
+            let (cluster, host) = place.ok_or_else(|| bad_cursor("after", cursor))?;
+            Some((cluster.to_owned(), host.to_owned()))
+        }
     };
+    let after = after.as_ref().map(|(cluster, host)| (cluster.as_str(), host.as_str()));
     let clusters = operation.snapshot.clusters.iter();
     let wanted = clusters.filter(|(id, _)| cluster.is_none_or(|wanted| id.as_str() == wanted));
     let all: Vec<_> = wanted
@@ -56,7 +62,7 @@ pub(super) fn hosts(
     let total = Total { total_count: all.len().into() };
     let mut answer = Connection::with_additional_fields(from > 0, page.len() > first, total);
     answer.edges.extend(page.iter().take(first).map(|(id, cluster, name, host)| {
-        Edge::new(format!("{id}~{name}"), Host::of(id, cluster, name, host, operation))
+        Edge::new(cursor_of(&format!("{id}~{name}")), Host::of(id, cluster, name, host, operation))
     }));
     Ok(answer)
 }
@@ -69,9 +75,11 @@ pub(super) fn gpus(
     after: Option<String>,
 ) -> Result<Connection<String, Gpu, Total>> {
     let limit = entries("first", first, FIRST_DEFAULT as usize)?;
-    if let Some(text) = after.as_ref().filter(|text| text.split('~').count() != 3) {
-        return Err(bad_cursor("after", text));
-    }
+    let named = |cursor: String| match text_of_cursor(&cursor) {
+        Some(text) if text.split('~').count() == 3 => Ok(text),
+        _ => Err(bad_cursor("after", &cursor)),
+    };
+    let after = after.map(named).transpose()?;
     let behind = after.is_some();
     let part = Part { limit: Some(limit), cursor: after, fields: None };
     let search = GpuSearch { cluster, host, name: None, status, part };
@@ -80,7 +88,7 @@ pub(super) fn gpus(
     let more = found.next_cursor.is_some();
     let mut answer = Connection::with_additional_fields(behind, more, total);
     answer.edges.extend(found.data.into_iter().filter_map(|resource| {
-        let cursor = gpu_cursor(&resource);
+        let cursor = cursor_of(&gpu_cursor(&resource));
         Some(Edge::new(cursor, Gpu::of(resource)?))
     }));
     Ok(answer)
@@ -123,8 +131,10 @@ impl PointPage {
         } else {
             ("last", self.last, ("before", &self.before))
         };
-        let key =
-            |text: &String| PointKey::from_text(text).ok_or_else(|| bad_cursor(cursor.0, text));
+        let key = |text: &String| {
+            let key = text_of_cursor(text).and_then(|text| PointKey::from_text(&text));
+            key.ok_or_else(|| bad_cursor(cursor.0, text))
+        };
         let points = Points {
             start: self.start_time,
             end: self.end_time,
@@ -138,11 +148,9 @@ impl PointPage {
         let (more, behind) = (answer.next.is_some(), points.after.is_some());
         let (before, next) = if forwards { (behind, more) } else { (more, behind) };
         let mut connection = Connection::new(before, next);
-        connection.edges.extend(
-            answer.points.iter().map(|point| {
-                Edge::new(point.key.to_text(), Row::of(point, &answer.snapshot).into())
-            }),
-        );
+        connection.edges.extend(answer.points.iter().map(|point| {
+            Edge::new(cursor_of(&point.key.to_text()), Row::of(point, &answer.snapshot).into())
+        }));
         Ok(connection)
     }
 }

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use async_graphql::{Enum, ID, Object, SimpleObject};
 use nexus_common::{
     audit::AuditReport,
-    keyspace::{self, Progress, SourceKind},
+    keyspace::{self, Progress},
     model::{SourceId, Timestamp},
 };
 
 use super::scalars::{Count, Time};
 use crate::{
+    rest::{self, SourceResource},
     view::{Host, Snapshot},
     web::App,
 };
 
 /// What becomes of a source
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(remote = "rest::SourceState")]
 pub(super) enum SourceState {
     /// No streamer has found its file yet
     Declared,
@@ -60,43 +62,20 @@ pub(super) struct Source {
 impl Source {
     /// A source, with what `snapshot` knows of its progress.
     pub(super) fn of(id: &SourceId, source: &keyspace::Source, snapshot: &Snapshot) -> Self {
-        let lanes = snapshot.lanes.iter().filter(|(lane, _)| lane.source == *id);
-        let lanes: Vec<&Arc<Progress>> = lanes.map(|(_, progress)| progress).collect();
-        let sum = |of: fn(&Progress) -> u64| Count(lanes.iter().map(|p| of(p)).sum());
-        let done = lanes.iter().filter(|p| p.done).count();
-        let (declared, path, bytes, speed, looped) = match &source.kind {
-            SourceKind::Declared { path, speed_milli, looped } => {
-                (true, Some(path), None, *speed_milli, *looped)
-            }
-            SourceKind::Csv { path, bytes, replay, .. } => {
-                let speed = replay.as_ref().map(|r| r.speed_milli);
-                let looped = replay.as_ref().is_some_and(|r| r.looped);
-                (false, Some(path), Some(Count(*bytes)), speed, looped)
-            }
-            SourceKind::Simulate(_) | SourceKind::Scrape(_) => (false, None, None, None, false),
-        };
-        let state = if !declared && done == source.shards as usize {
-            SourceState::Done
-        } else if source.paused {
-            SourceState::Paused
-        } else if declared {
-            SourceState::Declared
-        } else {
-            SourceState::Running
-        };
+        let resource = SourceResource::of(id, source, snapshot);
         Self {
-            id: ID(id.to_string()),
-            state,
-            path: path.cloned(),
-            bytes,
-            replay_speed: speed.map(|milli| milli as f64 / 1000.0),
-            looped,
-            shards: Count(source.shards.into()),
-            shards_done: done.into(),
-            rows_accepted: sum(|p| p.rows_accepted),
-            rows_rejected: sum(Progress::rejected),
-            samples: sum(|p| p.samples),
-            created_at: Time(source.created_at),
+            id: ID(resource.id),
+            state: resource.state.into(),
+            path: resource.path,
+            bytes: resource.bytes.map(Count),
+            replay_speed: resource.replay_speed,
+            looped: resource.looped,
+            shards: Count(resource.shards),
+            shards_done: Count(resource.shards_done),
+            rows_accepted: Count(resource.rows_accepted),
+            rows_rejected: Count(resource.rows_rejected),
+            samples: Count(resource.samples),
+            created_at: Time(resource.created_at),
         }
     }
 }

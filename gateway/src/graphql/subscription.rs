@@ -2,18 +2,21 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use async_graphql::{Context, ID, Result, Subscription as Follow};
+use async_graphql::{
+    Context, Enum, ID, MergedObject, Result, SimpleObject, Subscription as Follow,
+};
 use futures_util::{Stream, stream};
 use tokio::time::interval;
 
 use super::{
     operation::{metric_names, refused},
     pipeline::Pipeline,
+    scalars::Count,
     telemetry::Telemetry,
 };
 use crate::{
     rest::Row,
-    view::{LiveEvent, LiveFilter, LivePoint, Since, Subscription as LiveSubscription},
+    view::{self, LiveEvent, LiveFilter, LivePoint, Since, Subscription as LiveSubscription},
     web::{ApiError, App},
 };
 
@@ -23,25 +26,87 @@ const INTERVAL_SECONDS_MAX: u32 = 3600;
 /// Everything that can be followed.
 pub struct Subscription;
 
+/// Why something was skipped
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(remote = "view::GapReason")]
+enum GapReason {
+    /// The subscriber was slower than what came
+    Slow,
+    /// The revision to go on from is older than what is kept for that
+    Window,
+    /// The gateway lost its watch and read everything anew
+    Reload,
+}
+
+/// What was skipped. The newest value of everything that matches follows it
+#[derive(Debug, Clone, PartialEq, SimpleObject)]
+struct Gap {
+    /// Why
+    reason: GapReason,
+    /// First revision of which something was skipped
+    from_revision: Count,
+    /// Last one; what follows is newer
+    to_revision: Count,
+    /// Skipped updates (what one message told of one host); null if that is not known
+    skipped_updates: Option<Count>,
+}
+
+impl From<view::Gap> for Gap {
+    fn from(gap: view::Gap) -> Self {
+        let revision = |revision: i64| Count(u64::try_from(revision).unwrap_or(0));
+        Self {
+            reason: gap.reason.into(),
+            from_revision: revision(gap.from),
+            to_revision: revision(gap.to),
+            skipped_updates: gap.updates.map(Count),
+        }
+    }
+}
+
+/// What an update has beyond what was measured.
+#[derive(SimpleObject)]
+struct Delivery {
+    /// The revision at which it became visible
+    revision: Count,
+    /// Whether it is the newest value of each metric that was known, whatever its instant, rather
+    /// than something new
+    snapshot: bool,
+    /// What was skipped before this update; null where nothing was
+    gap: Option<Gap>,
+}
+
+/// What was measured of one GPU (or of a host itself) at one instant, as it came
+#[derive(MergedObject)]
+struct TelemetryUpdate(Telemetry, Delivery);
+
 /// The points of a subscription, one by one. What waits for a slow reader is bounded by the view,
 /// which goes on from the latest values when too much does.
 struct Follower {
     live: LiveSubscription,
     waiting: VecDeque<Arc<LivePoint>>,
+    /// To be told with the next point.
+    gap: Option<view::Gap>,
 }
 
 impl Follower {
-    async fn next(&mut self) -> Arc<LivePoint> {
+    async fn next(&mut self) -> (Arc<LivePoint>, Option<view::Gap>) {
         loop {
             if let Some(point) = self.waiting.pop_front() {
-                return point;
+                return (point, self.gap.take());
             }
             match self.live.next().await {
                 LiveEvent::Points(points) => self.waiting = points.into(),
-                LiveEvent::Gap(gap) => tracing::debug!(?gap, "a GraphQL subscriber missed some"),
+                LiveEvent::Gap(gap) => self.gap = Some(together(self.gap.take(), gap)),
             }
         }
     }
+}
+
+/// One gap of two, nothing having been told in between.
+fn together(before: Option<view::Gap>, gap: view::Gap) -> view::Gap {
+    let Some(before) = before else { return gap };
+    let updates = before.updates.zip(gap.updates).map(|(a, b)| a + b);
+    view::Gap { from: before.from.min(gap.from), updates, ..gap }
 }
 
 /// Of a point, what a subscriber wants.
@@ -57,11 +122,20 @@ fn row(point: &LivePoint, filter: &LiveFilter) -> Row {
     )
 }
 
+fn update(point: &LivePoint, gap: Option<view::Gap>, filter: &LiveFilter) -> TelemetryUpdate {
+    let delivery = Delivery {
+        revision: Count(u64::try_from(point.revision).unwrap_or(0)),
+        snapshot: point.snapshot,
+        gap: gap.map(Gap::from),
+    };
+    TelemetryUpdate(row(point, filter).into(), delivery)
+}
+
 /// Everything that can be followed, over graphql-transport-ws at `/graphql/ws`
 #[Follow]
 impl Subscription {
     /// New points of GPUs (and of hosts themselves) as they come, each once. Who reads too slowly
-    /// misses some and goes on with the newest value of each metric
+    /// misses some, is told so by `gap`, and goes on with the newest value of each metric
     async fn telemetry_updates(
         &self,
         ctx: &Context<'_>,
@@ -72,7 +146,7 @@ impl Subscription {
         metrics: Option<Vec<String>>,
         #[graphql(desc = "Begin with the newest values that are known", default = true)]
         from_latest: bool,
-    ) -> Result<impl Stream<Item = Telemetry> + use<>> {
+    ) -> Result<impl Stream<Item = TelemetryUpdate> + use<>> {
         let filter = LiveFilter {
             cluster: cluster.map(|id| id.to_string()),
             host,
@@ -82,10 +156,10 @@ impl Subscription {
         let since = if from_latest { Since::Latest } else { Since::Now };
         let live = ctx.data::<App>()?.view.live(filter.clone(), since);
         let live = live.ok_or_else(|| refused(ApiError::loading()))?;
-        let follower = Follower { live, waiting: VecDeque::new() };
+        let follower = Follower { live, waiting: VecDeque::new(), gap: None };
         Ok(stream::unfold((follower, filter), |(mut follower, filter)| async move {
-            let point = follower.next().await;
-            Some((row(&point, &filter).into(), (follower, filter)))
+            let (point, gap) = follower.next().await;
+            Some((update(&point, gap, &filter), (follower, filter)))
         }))
     }
 
@@ -111,5 +185,23 @@ impl Subscription {
                 }
             }
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_with_nothing_told_in_between_are_one() {
+        let gap = |reason, from, to, updates| view::Gap { reason, from, to, updates };
+        let check = |before: Option<view::Gap>, after: view::Gap, expected: view::Gap| {
+            assert_eq!(together(before, after), expected);
+        };
+        use view::GapReason::{Reload, Slow};
+        let first = gap(Slow, 3, 9, Some(4));
+        check(None, first.clone(), first.clone());
+        check(Some(first.clone()), gap(Slow, 10, 12, Some(2)), gap(Slow, 3, 12, Some(6)));
+        check(Some(first), gap(Reload, 10, 20, None), gap(Reload, 3, 20, None));
     }
 }

@@ -7,6 +7,8 @@ mod health;
 mod listing;
 mod params;
 mod resources;
+mod source;
+mod sources;
 mod span;
 mod stats;
 mod stream;
@@ -21,6 +23,9 @@ pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
 };
+pub use source::{SourceResource, SourceState};
+pub use sources::SourceList;
+pub(crate) use sources::seen;
 pub use stats::{
     ClusterStats, InstanceResource, Instances, RateStats, RowStats, SampleStats, ShardStats,
     SpanStats,
@@ -46,6 +51,8 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::audit))
         .routes(routes!(stats::stats))
         .routes(routes!(stream::stream))
+        .routes(routes!(sources::list, sources::register))
+        .routes(routes!(sources::one, sources::change, sources::withdraw))
 }
 
 /// Routes that need a token, once there are any, and whose answers follow from the view's

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     view::Snapshot,
-    web::{ApiError, App},
+    web::{ApiError, App, cursor_of, text_of_cursor},
 };
 
 /// Most entries in an answer: a few MiB of JSON.
@@ -203,7 +203,7 @@ impl Parameters for Nothing {
 pub(crate) struct Part {
     /// Most entries; all there are without.
     pub(crate) limit: Option<usize>,
-    /// Behind which one to go on.
+    /// Behind which one to go on, as it names itself.
     pub(crate) cursor: Option<String>,
     /// Which fields of each.
     pub(crate) fields: Option<Fields>,
@@ -225,7 +225,7 @@ impl Part {
         let limit = self.limit.unwrap_or(LIMIT_MAX);
         let more = all.len() > limit;
         all.truncate(limit);
-        let next = all.last().filter(|_| more).map(cursor);
+        let next = all.last().filter(|_| more).map(|last| cursor_of(&cursor(last)));
         (all, next)
     }
 }
@@ -239,10 +239,7 @@ pub(super) struct PageParams {
     #[param(minimum = 1, maximum = 10000, example = 100)]
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
-    #[param(
-        pattern = "^[A-Za-z0-9._:-]{1,128}~[A-Za-z0-9._:-]{1,128}~[A-Za-z0-9._:-]{0,128}$",
-        example = "local-cluster~dgx-001~GPU-00000000-1111-2222-3333-444444444444"
-    )]
+    #[param(pattern = "^[A-Za-z0-9_-]{2,600}$")]
     cursor: Option<String>,
     /// Only these fields of each entry, separated by commas
     #[param(example = "status")]
@@ -315,7 +312,7 @@ pub(super) struct NamePageParams {
     #[param(minimum = 1, maximum = 10000, example = 100)]
     limit: Option<u32>,
     /// `next_cursor` of an earlier answer to the same question: goes on behind it
-    #[param(pattern = "^[A-Za-z0-9._:-]{1,128}$", example = "dgx-001")]
+    #[param(pattern = "^[A-Za-z0-9_-]{2,600}$")]
     cursor: Option<String>,
 }
 
@@ -347,7 +344,9 @@ pub(super) struct StatusParams {
 
 /// A cursor of a list of places: ids, joined by what cannot stand in one.
 fn list_cursor(given: &Given, ids: usize) -> Result<Option<String>, ApiError> {
-    let Some(text) = given.text("cursor") else { return Ok(None) };
+    let Some(given) = given.text("cursor") else { return Ok(None) };
+    let bad = || ApiError::parameter("cursor", given, CURSOR);
+    let text = text_of_cursor(given).ok_or_else(bad)?;
     let id = |part: &str| {
         part.len() <= ID_BYTES_MAX
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:".contains(&b))
@@ -355,5 +354,5 @@ fn list_cursor(given: &Given, ids: usize) -> Result<Option<String>, ApiError> {
     // Only the last of three may be empty: a row of a host itself.
     let named = text.split('~').take(2).all(|part| !part.is_empty());
     let good = named && text.split('~').count() == ids && text.split('~').all(id);
-    if good { Ok(Some(text.to_owned())) } else { Err(ApiError::parameter("cursor", text, CURSOR)) }
+    if good { Ok(Some(text)) } else { Err(bad()) }
 }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     view::{GpuPlace, Host, Latest, Query, Snapshot, Target, Which},
-    web::{ApiError, App, Basis, REVISION},
+    web::{ApiError, App, Basis, REVISION, cursor_of},
 };
 
 /// Telemetry of one GPU
@@ -197,7 +197,7 @@ async fn answer<T: Serialize>(
     }
     let answer = app.view.points(snapshot, |s| query(&span, find(s), span.rows())).await?;
     let rows = answer.points.iter().map(|point| Row::of(point, &answer.snapshot)).collect();
-    let next = answer.next.map(|key| key.to_text());
+    let next = answer.next.map(|key| cursor_of(&key.to_text()));
     let list = list(rows, next.clone());
     let mut response = Listing { list, next, fields: span.fields }.into_response();
     response.headers_mut().insert(REVISION, answer.snapshot.revision.into());

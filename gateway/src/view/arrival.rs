@@ -34,6 +34,10 @@ pub struct Content {
     pub news: Vec<HostNews>,
 }
 
+/// Samples in one section up to which they stay decoded for who follows along: most messages of a
+/// replay in time, and a few hundred KiB at most.
+pub(super) const KEPT_SAMPLES_MAX: u64 = 4096;
+
 /// GPUs of a host and the newest value of each of its series.
 #[derive(Debug, Clone)]
 pub struct HostNews {
@@ -43,6 +47,8 @@ pub struct HostNews {
     pub gpus: Vec<Gpu>,
     /// Newest values.
     pub series: Vec<SeriesNews>,
+    /// All of them, if they are few and somebody may want them soon.
+    pub samples: Option<Arc<HostSamples>>,
 }
 
 /// The newest value of one series.
@@ -72,7 +78,7 @@ impl Arrived {
 
 impl Content {
     fn of(block: Block) -> Self {
-        let news = block.sections.iter().filter_map(HostNews::of_section).collect();
+        let news = block.sections.iter().filter_map(HostNews::of_message).collect();
         let mut hosts: Vec<(HostName, Vec<Section>)> = Vec::new();
         for section in block.sections {
             match hosts.iter_mut().find(|(host, _)| host == section.host()) {
@@ -88,8 +94,20 @@ impl Content {
 impl HostNews {
     /// The news of a section; none if it was written by something at fault.
     pub fn of_section(section: &Section) -> Option<Self> {
+        Self::decoded(section).map(|samples| Self::of(&samples))
+    }
+
+    /// Likewise, with the samples, if they are few.
+    fn of_message(section: &Section) -> Option<Self> {
+        let samples = Self::decoded(section)?;
+        let news = Self::of(&samples);
+        let keep = section.samples() <= KEPT_SAMPLES_MAX;
+        Some(Self { samples: keep.then(|| Arc::new(samples)), ..news })
+    }
+
+    fn decoded(section: &Section) -> Option<HostSamples> {
         match section.decode() {
-            Ok(samples) => Some(Self::of(samples)),
+            Ok(samples) => Some(samples),
             Err(error) => {
                 tracing::warn!(host = %section.host(), %error, "a section cannot be decoded");
                 None
@@ -97,14 +115,16 @@ impl HostNews {
         }
     }
 
-    fn of(samples: HostSamples) -> Self {
-        let newest = samples.series.into_iter().filter_map(|s| {
+    fn of(samples: &HostSamples) -> Self {
+        let newest = samples.series.iter().filter_map(|s| {
             let timed = s.timestamps.iter().zip(&s.values);
             // Of equal instants the last one: `max_by_key` keeps the last maximum.
             let (at, value) = timed.max_by_key(|(at, _)| **at)?;
             let (at, value) = (*at, *value);
-            Some(SeriesNews { gpu: s.gpu, metric: s.metric, labels: s.labels, at, value })
+            let (metric, labels) = (s.metric.clone(), s.labels.clone());
+            Some(SeriesNews { gpu: s.gpu, metric, labels, at, value })
         });
-        Self { host: samples.host, gpus: samples.gpus, series: newest.collect() }
+        let (host, gpus) = (samples.host.clone(), samples.gpus.clone());
+        Self { host, gpus, series: newest.collect(), samples: None }
     }
 }

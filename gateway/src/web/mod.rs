@@ -2,6 +2,7 @@
 
 mod admit;
 mod answers;
+mod cursor;
 mod observe;
 mod openapi;
 mod origins;
@@ -23,6 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub use admit::bearer;
 pub use answers::{Answers, Basis, NextPage};
+pub use cursor::{cursor_of, text_of_cursor};
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
 use openapi::Group;
 pub use openapi::document;
@@ -95,6 +97,7 @@ pub const BODY_BYTES_MAX: usize = 256 * 1024;
 /// Every route.
 pub fn router(app: App) -> Router {
     let (routes, document) = documented(&app).split_for_parts();
+    let document = if app.graphql { openapi::with_graphql(document) } else { document };
     let document = openapi::finish(document);
     let cors = app.origins.layer();
     let graph = if app.graphql { graphql::routes(&app) } else { Router::new() };

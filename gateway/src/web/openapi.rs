@@ -32,6 +32,7 @@ use crate::rest;
         (name = "hosts", description = "Hosts across all clusters"),
         (name = "clusters", description = "Clusters, their hosts and GPUs, and their figures"),
         (name = "telemetry", description = "What was measured"),
+        (name = "sources", description = "Which sources are read"),
     ),
     components(schemas(Problem)),
 )]
@@ -52,9 +53,16 @@ pub(super) fn head() -> OpenApi {
 /// The whole document, as it is served.
 pub fn document() -> OpenApi {
     let head = OpenApiRouter::with_openapi(head());
-    finish(
-        super::groups().into_iter().fold(head, |all, (_, routes)| all.merge(routes)).into_openapi(),
-    )
+    let all = super::groups().into_iter().fold(head, |all, (_, routes)| all.merge(routes));
+    finish(with_graphql(all.into_openapi()))
+}
+
+/// With `/graphql`, whose routes let in by themselves and are not made with the others.
+pub(super) fn with_graphql(mut document: OpenApi) -> OpenApi {
+    let mut graph = crate::graphql::document();
+    describe(Group::Guarded, &mut graph);
+    document.merge(graph);
+    document
 }
 
 /// Which requests a group of routes lets in, and what becomes of its answers.
@@ -104,7 +112,7 @@ fn add_kept(operation: &mut Operation) {
         let text = Type::String;
         add_header(response, "etag", text.clone(), "The answer's tag", "W/\"4711.4711j\"".into());
         if paged && status == "200" {
-            let next = "</api/v1/gpus?limit=1&cursor=c~h~g>; rel=\"next\"";
+            let next = "</api/v1/gpus?limit=1&cursor=Y35ofmc>; rel=\"next\"";
             add_header(response, "link", text, "The next part, if there is one", next.into());
         }
     }
@@ -181,7 +189,7 @@ fn takes(operation: &Operation, name: &str) -> bool {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post].into_iter().flatten()
+    [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
 fn add_problem(operation: &mut Operation, status: &str, description: &str) {
@@ -195,6 +203,7 @@ fn add_problem(operation: &mut Operation, status: &str, description: &str) {
 }
 
 fn add_problems(path: &str, operation: &mut Operation) {
+    let takes_body = operation.request_body.is_some();
     let mut add = |status: &str, text: &str| add_problem(operation, status, text);
     add("400", "A parameter is not known or not as it must be; the problem names it");
     add("413", "A body where none belongs, or one that is too large");
@@ -217,6 +226,9 @@ fn add_problems(path: &str, operation: &mut Operation) {
     if path == "/audit" {
         add("503", "etcd does not answer; try again");
         add("504", "Not read in time");
+    }
+    if takes_body {
+        add("415", "A body that is not application/json");
     }
     add("500", "The gateway failed; its log says more");
 }

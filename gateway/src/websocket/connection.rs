@@ -1,8 +1,10 @@
 //! One connection, from its upgrade to its close frame.
 
 use std::{
-    future::poll_fn,
+    future::{poll_fn, ready},
+    sync::Arc,
     time::{Duration, Instant},
+    vec::IntoIter,
 };
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
@@ -12,6 +14,8 @@ use tokio_tungstenite::tungstenite;
 
 use super::{
     client::{Request, SUBSCRIPTIONS_MAX, Topic, Wrong},
+    credit::{Credit, is_stuck},
+    pace::Pace,
     server,
     topics::{Inventory, InventoryNews, PIPELINE_EVERY, Telemetry, poll_telemetry},
 };
@@ -23,7 +27,8 @@ use crate::{
 
 /// How long a client has for its first frame where a token is needed.
 const AUTH_WITHIN: Duration = Duration::from_secs(5);
-/// How long one write may take: a client that takes nothing for so long is cut off.
+/// How long a client may read nothing of what it was sent, and how long one write may take: one
+/// that takes nothing for so long is cut off.
 pub const WRITE_WITHIN: Duration = Duration::from_secs(5);
 /// After which silence a client is asked whether it lives.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -33,10 +38,6 @@ pub const SILENT_MAX: Duration = Duration::from_secs(10);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long a client hears nothing before it gets a heartbeat.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(15);
-/// Frames a client may send in a second, in the long run: pings, answers to ours, requests.
-pub const FRAMES_PER_SECOND: u32 = 20;
-/// Frames it may send at once: a page that subscribes to all it shows, twice.
-pub const BURST_MAX: u32 = 128;
 /// How long the other side has to take the close frame and to close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -63,7 +64,7 @@ enum End {
 }
 
 const STOPPING: End = End::Close(CLOSE_STOPPING, "the gateway stops", "stopping");
-const SLOW: End = End::Close(CLOSE_SLOW, "nothing was taken for 5 s", "slow");
+const SLOW: End = End::Close(CLOSE_SLOW, "nothing was read for 5 s", "slow");
 const TOO_LONG: End = End::Close(CLOSE_TOO_LONG, "a message has at most 64 KiB", "too-long");
 const FLOOD: End = End::Close(CLOSE_FLOOD, "more than 20 frames a second", "flood");
 const SILENT: End = End::Close(CLOSE_SILENT, "nothing was heard for 10 s", "silent");
@@ -81,6 +82,7 @@ pub(super) async fn serve(socket: WebSocket, app: App, grant: Option<Grant>, str
         grant: None,
         telemetry: Vec::new(),
         last: 0,
+        telling: None,
         inventory: Inventory::default(),
         pipeline: Vec::new(),
         numbered: 0,
@@ -89,6 +91,7 @@ pub(super) async fn serve(socket: WebSocket, app: App, grant: Option<Grant>, str
         sent: now,
         used: now,
         pace: Pace::new(now),
+        credit: Credit::new(),
     };
     let end = match connection.authenticate(grant).await {
         Ok(()) => connection.run().await.err().unwrap_or(End::Gone),
@@ -105,6 +108,8 @@ struct Connection {
     telemetry: Vec<Telemetry>,
     /// Position of the subscription that was served last.
     last: usize,
+    /// What is being told, as far as the client has not been sent it.
+    telling: Option<Telling>,
     inventory: Inventory,
     pipeline: Vec<String>,
     /// Subscriptions that were given a number.
@@ -115,6 +120,16 @@ struct Connection {
     /// When there last was a subscription.
     used: Instant,
     pace: Pace,
+    credit: Credit,
+}
+
+/// Points of one subscription on their way to the client. They are written one by one as it
+/// reads, and who does not read has none written.
+struct Telling {
+    id: String,
+    filter: LiveFilter,
+    prefix: String,
+    points: IntoIter<Arc<LivePoint>>,
 }
 
 /// What was heard, if it is something to answer.
@@ -149,7 +164,13 @@ impl Connection {
         let mut second = interval(PIPELINE_EVERY);
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let due = self.heard.max(self.pinged) + PING_EVERY;
+            let mut due = self.heard.max(self.pinged) + PING_EVERY;
+            if let Some(since) = self.credit.used_up() {
+                due = due.min(since + WRITE_WITHIN);
+            }
+            // Who does not read is told nothing: the view keeps the latest for it.
+            let open = self.credit.is_open();
+            let (telling, idle) = (open && self.telling.is_some(), self.telling.is_none());
             let Self { socket, telemetry, last, inventory, pipeline, .. } = self;
             tokio::select! {
                 () = stop.cancelled() => return Err(STOPPING),
@@ -158,12 +179,13 @@ impl Connection {
                     Some(Err(wrong)) => self.say(server::error(&wrong)).await?,
                     None => {}
                 },
-                index = poll_fn(|cx| poll_telemetry(telemetry, *last, cx)) => {
+                () = ready(()), if telling => self.go_on_telling().await?,
+                index = poll_fn(|cx| poll_telemetry(telemetry, *last, cx)), if open && idle => {
                     self.last = index;
                     self.tell_telemetry(index).await?;
                 }
-                news = inventory.next(&view) => self.tell_inventory(news).await?,
-                _ = second.tick(), if !pipeline.is_empty() => self.tell_pipeline().await?,
+                news = inventory.next(&view), if open => self.tell_inventory(news).await?,
+                _ = second.tick(), if open && !pipeline.is_empty() => self.tell_pipeline().await?,
                 () = sleep_until(due.into()) => self.look_after().await?,
                 Ok(()) = tokens.changed() => self.still_allowed()?,
             }
@@ -177,6 +199,11 @@ impl Connection {
             Some(Ok(message)) => message,
         };
         self.heard = Instant::now();
+        if let Message::Pong(carried) = &message
+            && self.credit.answered(carried, self.heard)
+        {
+            return Ok(None);
+        }
         if !self.pace.take(self.heard) {
             return Err(FLOOD);
         }
@@ -298,6 +325,7 @@ impl Connection {
         self.telemetry.retain(|one| stays(&one.id, Topic::Telemetry, one.subscription.filter()));
         self.inventory.subscribed.retain(|(id, filter)| stays(id, Topic::Inventory, filter));
         self.pipeline.retain(|id| stays(id, Topic::Pipeline, &LiveFilter::default()));
+        self.telling.take_if(|telling| ended.contains(&telling.id));
         ended
     }
 
@@ -311,12 +339,23 @@ impl Connection {
             Some(LiveEvent::Gap(gap)) => self.say(server::gap(&id, Topic::Telemetry, &gap)).await,
             Some(LiveEvent::Points(points)) => {
                 let prefix = server::prefix("telemetry_update", &id);
-                for point in points {
-                    self.feed(update(&prefix, &id, &point, &filter)).await?;
-                }
-                self.flush().await
+                let points = points.into_iter();
+                self.telling = Some(Telling { id, filter, prefix, points });
+                self.go_on_telling().await
             }
         }
+    }
+
+    /// Tells as much as the client may be sent.
+    async fn go_on_telling(&mut self) -> Result<(), End> {
+        let Some(mut telling) = self.telling.take() else { return Ok(()) };
+        while self.credit.is_open() {
+            let Some(point) = telling.points.next() else { return self.flush().await };
+            let Telling { id, filter, prefix, .. } = &telling;
+            self.feed(update(prefix, id, &point, filter)).await?;
+        }
+        self.telling = Some(telling);
+        self.flush().await
     }
 
     async fn tell_inventory(&mut self, news: InventoryNews) -> Result<(), End> {
@@ -350,6 +389,9 @@ impl Connection {
         if self.ids().next().is_some() {
             self.used = now;
         }
+        if is_stuck(&self.credit, WRITE_WITHIN, now) {
+            return Err(SLOW);
+        }
         if now - self.heard >= SILENT_MAX {
             return Err(SILENT);
         }
@@ -358,7 +400,7 @@ impl Connection {
         }
         self.pinged = now;
         self.write(Message::Ping(Default::default())).await?;
-        if now - self.sent >= HEARTBEAT_EVERY {
+        if now - self.sent >= HEARTBEAT_EVERY && self.credit.is_open() {
             self.feed(server::heartbeat(self.revision(), self.staleness())).await?;
         }
         self.flush().await
@@ -391,9 +433,13 @@ impl Connection {
 
     /// Writes a frame, possibly not before the next [`Connection::flush`].
     async fn feed(&mut self, frame: String) -> Result<(), End> {
+        let bytes = frame.len();
         self.write(Message::Text(frame.into())).await?;
         self.stream.sent(1);
-        Ok(())
+        match self.credit.sent(bytes, Instant::now()) {
+            Some(sent) => self.write(Message::Ping(sent.to_vec().into())).await,
+            None => Ok(()),
+        }
     }
 
     async fn write(&mut self, message: Message) -> Result<(), End> {
@@ -447,47 +493,4 @@ fn update(prefix: &str, id: &str, point: &LivePoint, filter: &LiveFilter) -> Str
         let gpu = point.gpu.as_ref().map(|gpu| gpu.uuid.as_str());
         server::too_long(id, point.revision, gpu)
     })
-}
-
-/// How many frames a client may still send: as many as time allows, up to a burst.
-#[derive(Debug)]
-struct Pace {
-    left: f64,
-    at: Instant,
-}
-
-impl Pace {
-    fn new(now: Instant) -> Self {
-        Self { left: f64::from(BURST_MAX), at: now }
-    }
-
-    /// Whether one more is allowed.
-    fn take(&mut self, now: Instant) -> bool {
-        let earned = (now - self.at).as_secs_f64() * f64::from(FRAMES_PER_SECOND);
-        self.left = (self.left + earned).min(f64::from(BURST_MAX));
-        self.at = now;
-        let allowed = self.left >= 1.0;
-        if allowed {
-            self.left -= 1.0;
-        }
-        allowed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_is_allowed_and_then_as_much_as_time_allows() {
-        let begin = Instant::now();
-        let mut pace = Pace::new(begin);
-        let taken = (0..1000).filter(|_| pace.take(begin)).count();
-        assert_eq!(taken, BURST_MAX as usize);
-        let later = begin + Duration::from_millis(500);
-        let taken = (0..1000).filter(|_| pace.take(later)).count();
-        assert_eq!(taken, FRAMES_PER_SECOND as usize / 2);
-        let taken = (0..1000).filter(|_| pace.take(later + Duration::from_secs(60))).count();
-        assert_eq!(taken, BURST_MAX as usize);
-    }
 }

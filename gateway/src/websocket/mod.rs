@@ -7,6 +7,8 @@
 
 mod client;
 mod connection;
+mod credit;
+mod pace;
 mod server;
 mod topics;
 
@@ -18,13 +20,12 @@ use axum::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use client::{MESSAGE_BYTES_MAX, METRICS_MAX, SUBSCRIPTIONS_MAX};
-pub use connection::{
-    BURST_MAX, CLOSE_SILENT, CLOSE_UNAUTHORIZED, FRAMES_PER_SECOND, SILENT_MAX, WRITE_WITHIN,
-};
+pub use connection::{CLOSE_SILENT, CLOSE_UNAUTHORIZED, SILENT_MAX, WRITE_WITHIN};
+pub use pace::{BURST_MAX, FRAMES_PER_SECOND};
 
 use crate::{
     auth::Scope,
-    web::{ApiError, App, Protocol, bearer},
+    web::{ApiError, App, Problem, Protocol, bearer},
 };
 
 /// The subprotocol that is spoken; named only by who sends its token beside it.
@@ -48,7 +49,13 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 /// A WebSocket of JSON frames: `{"type":"subscribe","topic":"telemetry"}` begins. docs/API_SPECIFICATION.md
 /// lists the frames and the close codes.
 #[utoipa::path(get, path = "/ws", operation_id = "openWebSocket", tag = "telemetry",
-    responses((status = 101, description = "The connection speaks WebSocket from here on")))]
+    responses((status = 101, description = "The connection speaks WebSocket from here on"),
+        (status = 401, description = "A token that is not known", content_type = "application/problem+json", body = Problem),
+        (status = 403, description = "A page of another origin", content_type = "application/problem+json", body = Problem),
+        (status = 404, description = "WebSockets are switched off", content_type = "application/problem+json", body = Problem),
+        (status = 426, description = "No request to speak WebSocket", content_type = "application/problem+json", body = Problem),
+        (status = 429, description = "Too many requests with this token; see `Retry-After`", content_type = "application/problem+json", body = Problem),
+        (status = 503, description = "There are as many live streams as may be; try again", content_type = "application/problem+json", body = Problem)))]
 async fn upgrade(
     State(app): State<App>,
     headers: HeaderMap,

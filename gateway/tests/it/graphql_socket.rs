@@ -17,6 +17,7 @@ use tokio_tungstenite::{
 
 use crate::{
     live::tick,
+    outage::wired,
     pipeline::{Pipeline, uuid},
     serve::Gateway,
 };
@@ -122,6 +123,43 @@ async fn a_subscription_begins_with_the_latest_and_goes_on_with_each_point_once(
     client.subscribe("1", "subscription{pipelineUpdates{samplesAccepted}}").await;
     let next = client.hear().await;
     assert!(next["payload"]["data"]["pipelineUpdates"]["samplesAccepted"].is_u64(), "{next}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_skipped_is_told_with_the_update_behind_it() {
+    let etcd = TestEtcd::start();
+    let mut pipeline = Pipeline::new(&etcd).await;
+    let lane = pipeline.source("live", 1).await.remove(0);
+    tick(&mut pipeline, &lane, "a", 1, 0).await;
+    let (wire, gateway) = wired(&etcd).await;
+    let mut client = Client::ready(&gateway).await;
+    let query = "subscription{telemetryUpdates{gpuUtilization revision snapshot \
+                 gap{reason fromRevision toRevision skippedUpdates}}}";
+    client.subscribe("1", query).await;
+    let update = |mut next: Value| -> Value { next["payload"]["data"]["telemetryUpdates"].take() };
+    let first = update(client.hear().await);
+    assert_eq!((&first["snapshot"], &first["gap"]), (&json!(true), &Value::Null), "{first}");
+    // The gateway loses its watch, and what came meanwhile is compacted away.
+    wire.hold_requests();
+    wire.hold_answers();
+    for second in 1..=3 {
+        tick(&mut pipeline, &lane, "a", 1, second).await;
+    }
+    let newest = pipeline.etcd.revision().await.unwrap();
+    etcd.etcdctl(&["compact", &newest.to_string()]);
+    wire.cut();
+    let behind = update(client.hear().await);
+    let value = (&behind["snapshot"], &behind["gpuUtilization"]);
+    assert_eq!(value, (&json!(true), &json!(3000.0)), "{behind}");
+    let gap = &behind["gap"];
+    assert_eq!((&gap["reason"], &gap["skippedUpdates"]), (&json!("RELOAD"), &Value::Null));
+    let revision = |value: &Value| value.as_i64().unwrap();
+    assert!(revision(&gap["fromRevision"]) > revision(&first["revision"]), "{first} {behind}");
+    assert!(revision(&gap["toRevision"]) <= revision(&behind["revision"]), "{behind}");
+    tick(&mut pipeline, &lane, "a", 1, 4).await;
+    let next = update(client.hear().await);
+    let plain = (&next["gpuUtilization"], &next["snapshot"], &next["gap"]);
+    assert_eq!(plain, (&json!(4000.0), &json!(false), &Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,4 +18,5 @@ mod routes;
 mod rows;
 mod selection;
 mod serve;
+mod sources;
 mod websocket;

@@ -17,7 +17,7 @@ async fn count(gateway: &Gateway) -> serde_json::Value {
 }
 
 /// A gateway whose way to etcd can be held up and cut.
-async fn wired(etcd: &TestEtcd) -> (Proxy, Gateway) {
+pub(crate) async fn wired(etcd: &TestEtcd) -> (Proxy, Gateway) {
     let wire = Proxy::start(&etcd.endpoint());
     let config =
         EtcdConfig { endpoints: vec![wire.endpoint()], ..etcd.connect().await.config().clone() };

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
-use nexus_common::{model::Role, testing::TestEtcd};
+use nexus_common::{
+    model::Role,
+    testing::{TestEtcd, eventually},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -279,6 +282,83 @@ async fn one_that_reads_nothing_is_cut_off_within_twelve_seconds() {
     assert_eq!(received[0], 0x89);
     let close = received.iter().position(|byte| *byte == 0x88).unwrap();
     assert_eq!(u16::from_be_bytes([received[close + 2], received[close + 3]]), 4408);
+}
+
+/// The value of a counter or gauge of the gateway.
+async fn meter(gateway: &Gateway, name: &str) -> u64 {
+    let text = gateway.get("/metrics").await.text;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_is_sent_little_and_told_of_the_gap_when_it_does() {
+    let (_etcd, mut pipeline, lane, gateway) = one_gpu().await;
+    let subscribe = json!({"type": "subscribe", "topic": "telemetry"});
+    let mut reader = Client::connect(&gateway).await;
+    assert_eq!(reader.ask(subscribe.clone()).await["type"], "subscribed");
+    let mut client = Client::connect(&gateway).await;
+    assert_eq!(client.ask(subscribe.clone()).await["type"], "subscribed");
+    let mut never = Vec::new();
+    for _ in 0..2 {
+        let (mut stream, frame) = (by_hand(gateway.serving.address).await, subscribe.to_string());
+        let head = [0x81, 0x80 | frame.len() as u8, 0, 0, 0, 0];
+        stream.write_all(&[&head, frame.as_bytes()].concat()).await.unwrap();
+        never.push(stream);
+    }
+    let subscribed = || async { meter(&gateway, "nexus_live_subscriptions").await == 4 };
+    eventually("all are subscribed", SOON, subscribed).await;
+    let frames = "nexus_streams_sent_total{protocol=\"websocket\"}";
+    let gaps = "nexus_live_gaps_total{reason=\"slow\"}";
+    let (gpus, begun) = (64, std::time::Instant::now());
+    let (mut second, mut read) = (0, 0);
+    while meter(&gateway, gaps).await < 3 {
+        assert!(begun.elapsed() < SOON, "nobody lost anything");
+        second += 1;
+        tick(&mut pipeline, &lane, "a", gpus, second).await;
+        for _ in 0..gpus {
+            assert_eq!(reader.hear().await["type"], "telemetry_update", "who reads gets all");
+            read += 1;
+        }
+    }
+    // Each of those frames has more than 200 bytes; all of them were subscribed, too.
+    let sent = meter(&gateway, frames).await;
+    let others = sent - read - 4;
+    assert!(
+        read > 3 * 80 && others <= 3 * (16 * 1024 / 200 + 1),
+        "{read} to one, {others} to three"
+    );
+    let (mut before, mut last) = (0, 0);
+    let gap = loop {
+        let frame = client.hear().await;
+        if frame["type"] == "gap" {
+            break frame;
+        }
+        (before, last) = (before + 1, frame["revision"].as_i64().unwrap());
+    };
+    // What went out before, and the rest of that revision.
+    assert!((1..=80 + gpus).contains(&before), "{before}");
+    assert_eq!((&gap["reason"], &gap["subscription"]), (&json!("slow"), &json!("1")));
+    assert!(gap["from_revision"].as_i64().unwrap() > last, "{gap} after {last}");
+    for _ in 0..gpus {
+        let frame = client.hear().await;
+        assert_eq!(
+            (&frame["snapshot"], &frame["data"]["gpu_utilization"].is_f64()),
+            (&json!(true), &true)
+        );
+    }
+    // The others never read again.
+    let ended = "nexus_streams_ended_total{protocol=\"websocket\",reason=\"slow\"}";
+    let cut = || async { meter(&gateway, ended).await == 2 };
+    eventually("they are cut off", SOON, cut).await;
+    assert_eq!(client.ask(json!({"type": "ping"})).await["type"], "pong");
+    // They were told why: it stands behind all they were sent.
+    let mut received = Vec::new();
+    timeout(SOON, never[0].read_to_end(&mut received)).await.unwrap().unwrap();
+    let reason = b"nothing was read for 5 s";
+    assert!(received.ends_with(reason) && received.len() < 3 * 16 * 1024, "{}", received.len());
+    let code = &received[received.len() - reason.len() - 2..][..2];
+    assert_eq!(code, 1013_u16.to_be_bytes());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -227,7 +227,7 @@ fn scrape(scraped: Scraped) -> anyhow::Result<SourceKind> {
         interval_ms: interval.map(|length| length.0),
     });
     let interval_ms = scraped.interval.0;
-    Ok(SourceKind::Scrape(Scrape {
+    Ok(SourceKind::Scrape(Box::new(Scrape {
         cluster: scraped.cluster,
         targets: targets.collect(),
         files: scraped.files,
@@ -240,7 +240,7 @@ fn scrape(scraped: Scraped) -> anyhow::Result<SourceKind> {
         ca_file: scraped.ca_file,
         rules: Rules { keep: scraped.keep, drop: scraped.drop, rename: scraped.rename },
         target_shards: scraped.shards,
-    }))
+    })))
 }
 
 #[cfg(test)]

@@ -58,14 +58,15 @@ pub(super) fn news(revision: i64, changes: &[TruthChange]) -> Vec<News> {
         for content in arrived.iter().filter_map(|message| message.content.as_ref().ok()) {
             for (host, sections) in &content.hosts {
                 let (cluster, host) = (content.cluster.clone(), host.clone());
-                let told = content.news.iter().filter(|news| news.host == host);
-                let named = told.flat_map(|news| &news.gpus).map(|gpu| {
+                let told = || content.news.iter().filter(|news| news.host == host);
+                let decoded: Vec<_> = told().filter_map(|news| news.samples.clone()).collect();
+                let named = told().flat_map(|news| &news.gpus).map(|gpu| {
                     let uuid = (gpu.uuid != gpu.id.as_str()).then(|| gpu.uuid.clone());
                     (gpu.id.clone(), uuid)
                 });
                 let gpus = named.collect();
                 let update = Update::new(revision, cluster, host, Arc::clone(sections));
-                found.push(News { update: Arc::new(update), gpus });
+                found.push(News { update: Arc::new(update.decoded(decoded)), gpus });
             }
         }
     }

@@ -1,13 +1,13 @@
 //! One live point, and how points come out of what arrived. Pure.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, OnceLock},
 };
 
 use nexus_common::{
     block::Section,
-    model::{ClusterId, Gpu, GpuId, HostName, Labels, MetricName},
+    model::{ClusterId, Gpu, GpuId, HostName, HostSamples, Labels, MetricName, SeriesSamples},
 };
 
 use super::super::{
@@ -56,6 +56,9 @@ impl LiveFilter {
     }
 }
 
+/// Metric, labels, value.
+type Values = Vec<(MetricName, Labels, f64)>;
+
 /// All that a message told of one GPU (or of a host itself) at one instant.
 #[derive(Debug)]
 pub struct LivePoint {
@@ -69,7 +72,7 @@ pub struct LivePoint {
     /// instant) rather than something new.
     pub snapshot: bool,
     /// Metric, labels, value.
-    pub values: Vec<(MetricName, Labels, f64)>,
+    pub values: Values,
     /// One serialised form, made once for all who want it.
     text: OnceLock<Box<str>>,
 }
@@ -94,6 +97,20 @@ pub(super) fn points_of(
     cluster: &ClusterId,
     revision: i64,
 ) -> Vec<Arc<LivePoint>> {
+    let decoded: Vec<Arc<HostSamples>> =
+        sections.iter().filter_map(|section| section.decode().ok()).map(Arc::new).collect();
+    points_in(&decoded, cluster, revision)
+}
+
+/// The points of one host's part of a message that is decoded already.
+pub(super) fn points_in(
+    decoded: &[Arc<HostSamples>],
+    cluster: &ClusterId,
+    revision: i64,
+) -> Vec<Arc<LivePoint>> {
+    if let [only] = decoded {
+        return points_of_one(only, cluster, revision);
+    }
     let mut gpus: HashMap<GpuId, Arc<Gpu>> = HashMap::new();
     // A message is bounded, so all of it is taken.
     let mut points = Points::new(Bounds {
@@ -103,17 +120,49 @@ pub(super) fn points_of(
         newest: false,
         limit: usize::MAX,
     });
-    for (rank, section) in (0..).zip(sections) {
-        if let Ok(samples) = section.decode() {
-            points.add(cluster, rank, &samples);
-            gpus.extend(samples.gpus.into_iter().map(|gpu| (gpu.id.clone(), Arc::new(gpu))));
-        }
+    for (rank, samples) in (0..).zip(decoded) {
+        points.add(cluster, rank, samples);
+        gpus.extend(samples.gpus.iter().map(|gpu| (gpu.id.clone(), Arc::new(gpu.clone()))));
     }
     let live = |point: Point| {
         let gpu = point.key.gpu.as_ref().and_then(|id| gpus.get(id)).cloned();
         Arc::new(LivePoint::new(point, gpu, revision))
     };
     points.finish().into_iter().map(live).collect()
+}
+
+/// The same for one section, as nearly every message has of a host: without a key a sample.
+fn points_of_one(samples: &HostSamples, cluster: &ClusterId, revision: i64) -> Vec<Arc<LivePoint>> {
+    let gpus: Vec<Arc<Gpu>> = samples.gpus.iter().cloned().map(Arc::new).collect();
+    let mut series: Vec<&SeriesSamples> = samples.series.iter().collect();
+    series.sort_by(|a, b| (&a.metric, &a.labels).cmp(&(&b.metric, &b.labels)));
+    let mut points: BTreeMap<(i64, Option<&GpuId>), (Option<u32>, Values)> = BTreeMap::new();
+    for series in series {
+        let gpu = match series.gpu.map(|index| gpus.get(index as usize)) {
+            None => None,
+            Some(Some(gpu)) => Some(&gpu.id),
+            Some(None) => continue,
+        };
+        for (&at, &value) in series.timestamps.iter().zip(&series.values) {
+            let (_, values) = points.entry((at, gpu)).or_insert((series.gpu, Vec::new()));
+            match values.last_mut() {
+                // Of two for one series and instant the one read last stays.
+                Some((metric, labels, kept))
+                    if *metric == series.metric && *labels == series.labels =>
+                {
+                    *kept = value;
+                }
+                _ => values.push((series.metric.clone(), series.labels.clone(), value)),
+            }
+        }
+    }
+    let live = |((at, id), (index, values)): ((i64, Option<&GpuId>), (Option<u32>, Values))| {
+        let (cluster, host) = (cluster.clone(), samples.host.clone());
+        let key = PointKey { at, cluster, host, gpu: id.cloned() };
+        let gpu = index.and_then(|index| gpus.get(index as usize)).cloned();
+        Arc::new(LivePoint::new(Point { key, values }, gpu, revision))
+    };
+    points.into_iter().map(live).collect()
 }
 
 /// Those that a filter wants.

@@ -13,7 +13,7 @@ use std::{
 
 use nexus_common::{
     block::Section,
-    model::{ClusterId, HostName},
+    model::{ClusterId, HostName, HostSamples},
 };
 use tokio::sync::OnceCell;
 
@@ -39,6 +39,8 @@ pub(super) struct Update {
     pub(super) host: HostName,
     pub(super) sections: Arc<[Section]>,
     pub(super) samples: u64,
+    /// The sections once more, if all of them are decoded already.
+    decoded: Vec<Arc<HostSamples>>,
     /// Decoded by the first who wants it, for all.
     points: OnceCell<Vec<Arc<LivePoint>>>,
 }
@@ -51,12 +53,22 @@ impl Update {
         sections: Arc<[Section]>,
     ) -> Self {
         let samples = sections.iter().map(Section::samples).sum();
-        Self { revision, cluster, host, sections, samples, points: OnceCell::new() }
+        let decoded = Vec::new();
+        Self { revision, cluster, host, sections, samples, decoded, points: OnceCell::new() }
+    }
+
+    /// With what is in its sections, unless something is missing.
+    pub(super) fn decoded(self, decoded: Vec<Arc<HostSamples>>) -> Self {
+        let all = decoded.len() == self.sections.len();
+        Self { decoded: if all { decoded } else { Vec::new() }, ..self }
     }
 
     /// Its points.
     pub(super) async fn points(&self) -> &[Arc<LivePoint>] {
         let decode = || async {
+            if !self.decoded.is_empty() {
+                return point::points_in(&self.decoded, &self.cluster, self.revision);
+            }
             if self.samples <= INLINE_SAMPLES_MAX {
                 return point::points_of(&self.sections, &self.cluster, self.revision);
             }

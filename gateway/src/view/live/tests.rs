@@ -152,6 +152,48 @@ fn an_update_finds_those_it_is_for_and_nobody_else() {
 }
 
 #[test]
+fn points_of_one_section_are_those_of_several() {
+    let gpu = |id: &str| Gpu {
+        id: id.parse().unwrap(),
+        uuid: id.to_owned(),
+        index: "0".to_owned(),
+        device: String::new(),
+        model: String::new(),
+        driver: String::new(),
+        mig_profile: String::new(),
+    };
+    let one =
+        |gpu: Option<u32>, metric: &str, pod: &str, timestamps: &[i64], value: f64| SeriesSamples {
+            gpu,
+            metric: metric.parse().unwrap(),
+            labels: Labels::new([("pod", pod)]).unwrap(),
+            timestamps: timestamps.to_vec(),
+            values: (0..timestamps.len()).map(|n| value + n as f64).collect(),
+        };
+    let series = vec![
+        one(Some(1), "temperature", "", &[1, 2, 3], 10.0),
+        one(Some(0), "temperature", "b", &[2, 2, 1], 20.0),
+        one(None, "load", "", &[2], 30.0),
+        one(Some(0), "power_draw", "", &[2, 3], 40.0),
+        one(Some(0), "temperature", "a", &[1, 2], 50.0),
+        // Once more, and of a GPU that is not there.
+        one(Some(0), "temperature", "b", &[2], 60.0),
+        one(Some(7), "temperature", "", &[2], 70.0),
+    ];
+    let host =
+        |series| HostSamples { host: "h".parse().unwrap(), gpus: vec![gpu("B"), gpu("A")], series };
+    let (samples, nothing) = (Arc::new(host(series)), Arc::new(host(Vec::new())));
+    let of = |decoded: &[Arc<HostSamples>]| -> Vec<_> {
+        let points = point::points_in(decoded, &"c".parse().unwrap(), 9);
+        let told = |p: &Arc<LivePoint>| (p.key.clone(), p.gpu.clone(), p.values.clone());
+        points.iter().map(told).collect()
+    };
+    let expected = of(&[Arc::clone(&samples), nothing]);
+    assert_eq!(of(&[samples]), expected);
+    assert_eq!(expected.iter().map(|(_, _, values)| values.len()).sum::<usize>(), 10);
+}
+
+#[test]
 fn points_are_of_one_gpu_at_one_instant_with_all_metrics() {
     let points = point::points_of(&[section("a", 2)], &"c".parse().unwrap(), 9);
     let short: Vec<_> =

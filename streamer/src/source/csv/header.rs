@@ -193,6 +193,11 @@ impl Layout {
             .collect();
     }
 
+    /// Whether rows of one series may differ in `column`: in when, how much, and what nobody reads.
+    pub(super) fn changes(&self, column: usize) -> bool {
+        !self.identity.iter().any(|run| run.contains(&column))
+    }
+
     /// Which layout it is.
     pub fn kind(&self) -> Kind {
         self.kind

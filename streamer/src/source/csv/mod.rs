@@ -8,7 +8,9 @@ mod clock;
 mod header;
 mod label_text;
 mod reader;
+mod records;
 mod series;
+mod template;
 mod value;
 
 pub use batch::{Batch, BatchLimits, Reject, RejectReason};

@@ -8,18 +8,16 @@ use std::{
     sync::Arc,
 };
 
-use csv::ByteRecord;
-
 use super::{
     batch::{Batch, BatchLimits, Fill, Reject, RejectReason},
     clock::{Clock, Restamp, Stamped},
     header::Layout,
-    series::{Refusal, SeriesCache},
+    records::{Record, Records},
+    series::{Known, Refusal, SeriesCache},
+    template::Template,
     value::{ValueError, parse_value},
 };
 
-/// Read buffer, in bytes: large enough that system calls do not show, small enough for the L2.
-const BUFFER_BYTES: usize = 256 * 1024;
 /// Longest record, in bytes of its fields: real ones have 400.
 const RECORD_BYTES_MAX: usize = 1 << 20;
 
@@ -99,20 +97,36 @@ pub enum Next {
     End,
 }
 
+/// What became of a line that was looked for.
+enum Line {
+    /// It was the one, and its row is in the batch.
+    Taken,
+    /// It is the one, and belongs to the next batch.
+    Full,
+    /// It is another, or not all of it was read yet.
+    Unknown,
+}
+
 /// Reads one shard: `range` of the file, which begins at a record. Blocking.
 #[derive(Debug)]
 pub struct ShardReader {
     path: PathBuf,
     layout: Arc<Layout>,
-    csv: csv::Reader<Window>,
+    records: Records<Window>,
     from: u64,
     end: u64,
     /// Just behind the last record taken.
     offset: u64,
     row: u64,
-    record: ByteRecord,
+    record: Record,
+    /// Bytes taken before `record` was read, and the last of them.
+    begun: (u64, u8),
     /// `record` was read and not yet taken.
     held: bool,
+    /// The series of the last row taken.
+    before: Option<Known>,
+    #[cfg(test)]
+    recognised: u64,
     clock: Clock,
     cache: SeriesCache,
     values: Vec<Option<f64>>,
@@ -142,24 +156,24 @@ impl ShardReader {
         let file =
             open().map_err(|source| ReadError::Io { path: path.clone(), offset: from, source })?;
         let left = range.end - from;
-        let csv = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .buffer_capacity(BUFFER_BYTES)
-            .from_reader(Window { file, started: false, left, truncated: false });
+        let records = Records::new(Window { file, started: false, left, truncated: false });
         let mut cache = SeriesCache::default();
         cache.attach(&layout);
         Ok(Self {
             path,
             values: Vec::with_capacity(layout.values.len()),
             layout,
-            csv,
+            records,
             from,
             end: range.end,
             offset: from,
             row: 0,
-            record: ByteRecord::new(),
+            record: Record::default(),
+            begun: (0, 0),
             held: false,
+            before: None,
+            #[cfg(test)]
+            recognised: 0,
             clock: Clock::default(),
             cache,
         })
@@ -183,6 +197,12 @@ impl ShardReader {
     pub fn restamped(mut self, restamp: Restamp) -> Self {
         self.clock.restamp(restamp);
         self
+    }
+
+    /// Rows that were not read in full.
+    #[cfg(test)]
+    pub(super) fn recognised(&self) -> u64 {
+        self.recognised
     }
 
     /// Byte of the file just behind the last row taken.
@@ -215,13 +235,27 @@ impl ShardReader {
         let rows_max = limits.rows_max.max(1);
         let mut rows = 0;
         while rows < rows_max {
+            match self.take_line(&mut fill, limits) {
+                Line::Taken => {
+                    #[cfg(test)]
+                    {
+                        self.recognised += 1;
+                    }
+                    self.offset = self.position();
+                    self.row += 1;
+                    rows += 1;
+                    continue;
+                }
+                Line::Full => break,
+                Line::Unknown => {}
+            }
             if !self.advance()? {
                 self.check_length()?;
                 self.offset = self.end;
                 fill.batch.done = true;
                 break;
             }
-            if self.csv.get_ref().truncated {
+            if self.records.input().truncated {
                 // The record at hand is what is left of a longer one.
                 if rows == 0 {
                     self.check_length()?;
@@ -249,18 +283,19 @@ impl ShardReader {
             return Ok(true);
         }
         if self.record.as_slice().len() > RECORD_BYTES_MAX {
-            self.record = ByteRecord::new(); // do not keep a giant's memory
+            self.record = Record::default(); // do not keep a giant's memory
         }
-        self.held = self.csv.read_byte_record(&mut self.record).map_err(|e| ReadError::Io {
+        self.begun = (self.records.position(), self.records.last());
+        self.held = self.records.read(&mut self.record).map_err(|source| ReadError::Io {
             path: self.path.clone(),
             offset: self.offset,
-            source: e.into(),
+            source,
         })?;
         Ok(self.held)
     }
 
     fn check_length(&self) -> Result<(), ReadError> {
-        if self.csv.get_ref().truncated {
+        if self.records.input().truncated {
             return Err(ReadError::Truncated { path: self.path.clone(), expected: self.end });
         }
         Ok(())
@@ -268,11 +303,70 @@ impl ShardReader {
 
     /// Byte of the file up to which records were parsed.
     fn position(&self) -> u64 {
-        self.from + self.csv.position().byte().saturating_sub(1) // less the window's line feed
+        self.from + self.records.position().saturating_sub(1) // less the window's line feed
+    }
+
+    /// Takes the next line if it is that of the series that came behind the last one before, but
+    /// for what changes: most lines of an export are. The rest is for [`ShardReader::take`].
+    fn take_line(&mut self, fill: &mut Fill, limits: &BatchLimits) -> Line {
+        let Self { records, layout, values, cache, clock, .. } = self;
+        let expected = self.before.filter(|_| !self.held).and_then(|b| cache.expected(b));
+        let Some((known, template, series)) = expected else { return Line::Unknown };
+        if template.last() != records.last() {
+            return Line::Unknown;
+        }
+        values.clear();
+        let (mut timestamp, mut samples, mut columns) = (None, 0, layout.values.iter().peekable());
+        let matched = template.matches(records.ahead(), |column, text| {
+            if column == layout.timestamp {
+                timestamp = Some(text);
+            } else if columns.next_if(|value| value.column == column).is_some()
+                && let Some(measured) = series.measured.get(values.len())
+                && let Ok(value) = parse_value(text)
+            {
+                let value = value.filter(|v| !measured.is_absent(*v));
+                samples += u64::from(value.is_some());
+                values.push(value);
+            }
+        });
+        let at = timestamp.and_then(|text| clock.read(text));
+        // What cannot be read is told by whom reads it in full.
+        let (Some(bytes), Some(at), true) = (matched, at, values.len() == layout.values.len())
+        else {
+            return Line::Unknown;
+        };
+        if limits.until.is_some_and(|until| at.source > until)
+            || !fill.has_room(series, samples, limits)
+        {
+            return Line::Full;
+        }
+        fill.push(series, at.stored, values);
+        fill.batch.rows_accepted += 1;
+        fill.batch.rows_absent += u64::from(samples == 0);
+        records.skip(bytes);
+        self.before = Some(known);
+        Line::Taken
+    }
+
+    /// Remembers the line that `record` was read from, and whose it is.
+    fn learn(&mut self, known: Known) {
+        let Self { records, record, layout, cache, .. } = self;
+        cache.follows(self.before, known);
+        self.before = Some(known);
+        let (begun, last) = self.begun;
+        // A line that leaves another state of the grammar than it found fits nowhere else.
+        if last == records.last() {
+            cache.learn(known, || {
+                let line = records.behind(records.position() - begun)?;
+                Template::of(line, record, layout)
+            });
+        }
     }
 
     fn stamp(&mut self) -> Option<Stamped> {
-        self.clock.read(self.layout.timestamp_of(&self.record)?)
+        let whole = self.record.len() == self.layout.columns;
+        let text = if whole { self.record.get(self.layout.timestamp) } else { None };
+        self.clock.read(text?)
     }
 
     /// Takes the record at hand; false if it does not belong to this batch.
@@ -291,7 +385,7 @@ impl ShardReader {
         if limits.until.is_some_and(|until| at.source > until) {
             return Ok(false);
         }
-        let series = self.cache.find(&self.record, &self.layout);
+        let (known, series) = self.cache.find(&self.record, &self.layout);
         let series = series.as_mut().map_err(|refusal| refusal.clone())?;
         self.values.clear();
         let mut samples = 0;
@@ -308,6 +402,7 @@ impl ShardReader {
         fill.push(series, at.stored, &self.values);
         fill.batch.rows_accepted += 1;
         fill.batch.rows_absent += u64::from(samples == 0);
+        self.learn(known);
         Ok(true)
     }
 
@@ -323,8 +418,7 @@ impl ShardReader {
     }
 
     fn reject(&self, batch: &mut Batch, reason: RejectReason, detail: String) {
-        let byte = self.record.position().map_or(0, csv::Position::byte);
-        let offset = self.from + byte.saturating_sub(1);
+        let offset = self.from + self.begun.0.saturating_sub(1);
         batch.reject(|| Reject { offset, row: self.row + 1, reason, detail }, reason);
     }
 }

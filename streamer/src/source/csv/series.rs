@@ -2,7 +2,6 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use csv::ByteRecord;
 use hashbrown::HashTable;
 use nexus_common::{
     limits::LABEL_VALUE_BYTES_MAX,
@@ -16,6 +15,8 @@ use super::{
     batch::RejectReason,
     header::{Kind, Layout, ValueColumn},
     label_text::parse_labels,
+    records::Record,
+    template::Template,
 };
 
 /// Most series remembered: 20,000 GPUs with ten metrics each. Beyond, parsing again is cheaper
@@ -95,7 +96,7 @@ pub(super) type Refusal = (RejectReason, String);
 
 type Pairs<'a> = Vec<(&'a str, Cow<'a, str>)>;
 
-fn text(record: &ByteRecord, column: Option<usize>) -> Result<&str, Refusal> {
+fn text(record: &Record, column: Option<usize>) -> Result<&str, Refusal> {
     let bytes = column.and_then(|c| record.get(c)).unwrap_or_default();
     let text = std::str::from_utf8(bytes)
         .map_err(|e| (RejectReason::Utf8, format!("{}: {e}", String::from_utf8_lossy(bytes))))?;
@@ -104,7 +105,7 @@ fn text(record: &ByteRecord, column: Option<usize>) -> Result<&str, Refusal> {
 
 /// The column's text, or that of the first of `labels` there is.
 fn text_or<'a>(
-    record: &'a ByteRecord,
+    record: &'a Record,
     column: Option<usize>,
     raw: &'a Pairs<'_>,
     labels: &[&str],
@@ -115,7 +116,7 @@ fn text_or<'a>(
 }
 
 /// Reads everything but timestamp and values.
-pub(super) fn read_series(record: &ByteRecord, layout: &Layout) -> Result<Series, Refusal> {
+pub(super) fn read_series(record: &Record, layout: &Layout) -> Result<Series, Refusal> {
     let raw = parse_labels(text(record, layout.labels_raw)?)
         .map_err(|e| (RejectReason::BadLabels, e.to_string()))?;
     let host = text_or(record, layout.host, &raw, &["Hostname", "hostname"])?;
@@ -139,7 +140,7 @@ fn read_metric(kind: Kind, value: &ValueColumn, name: &str) -> Result<Measured, 
 }
 
 fn read_gpu(
-    record: &ByteRecord,
+    record: &Record,
     layout: &Layout,
     raw: &Pairs<'_>,
     host: &HostName,
@@ -179,7 +180,7 @@ fn read_gpu(
 }
 
 /// Columns first; a label of the same name does not override them.
-fn read_labels(record: &ByteRecord, layout: &Layout, raw: &Pairs<'_>) -> Result<Labels, Refusal> {
+fn read_labels(record: &Record, layout: &Layout, raw: &Pairs<'_>) -> Result<Labels, Refusal> {
     let mut labels: Vec<(&str, &str)> = Vec::with_capacity(raw.len());
     for (name, column) in &layout.labels {
         labels.push((name, text(record, Some(*column))?));
@@ -202,6 +203,10 @@ struct Entry {
     key: Box<[u8]>,
     ends: Box<[u32]>,
     known: Result<Series, Refusal>,
+    /// A line of the series as it stood in the file, and which entry the line behind it was of:
+    /// exporters write their series in the same order every time.
+    template: Option<Template>,
+    next: Option<u32>,
 }
 
 /// Series already parsed, found by the bytes of their identity columns. One cache serves any
@@ -213,6 +218,15 @@ pub struct SeriesCache {
     entries: Vec<Entry>,
     key_bytes: usize,
     epoch: u64,
+    /// Counts how often the entries were thrown away: older numbers of entries are void.
+    cleared: u64,
+}
+
+/// An entry of the cache, as long as it is not emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known {
+    at: u32,
+    cleared: u64,
 }
 
 impl std::fmt::Debug for SeriesCache {
@@ -240,14 +254,44 @@ impl SeriesCache {
         self.table.clear();
         self.entries.clear();
         self.key_bytes = 0;
+        self.cleared += 1;
+    }
+
+    fn entry(&mut self, known: Known) -> Option<&mut Entry> {
+        self.entries.get_mut(known.at as usize).filter(|_| known.cleared == self.cleared)
+    }
+
+    /// The entry that came behind `before` the last time, with its line.
+    pub(super) fn expected(&mut self, before: Known) -> Option<(Known, &Template, &mut Series)> {
+        let next = Known { at: self.entry(before)?.next?, cleared: before.cleared };
+        let Entry { known: Ok(series), template: Some(template), .. } = self.entry(next)? else {
+            return None;
+        };
+        Some((next, template, series))
+    }
+
+    /// Remembers that `now` came behind `before`.
+    pub(super) fn follows(&mut self, before: Option<Known>, now: Known) {
+        if let Some(before) = before.and_then(|before| self.entry(before)) {
+            before.next = Some(now.at);
+        }
+    }
+
+    /// Remembers the line that `now` was read from, where it has none yet.
+    pub(super) fn learn(&mut self, now: Known, template: impl FnOnce() -> Option<Template>) {
+        let Some(entry) = self.entry(now) else { return };
+        if entry.template.is_none() && entry.known.is_ok() {
+            entry.template = template();
+            self.key_bytes += entry.template.as_ref().map_or(0, Template::bytes);
+        }
     }
 
     /// The series of a record that has all of the layout's columns.
     pub(super) fn find(
         &mut self,
-        record: &ByteRecord,
+        record: &Record,
         layout: &Layout,
-    ) -> &mut Result<Series, Refusal> {
+    ) -> (Known, &mut Result<Series, Refusal>) {
         let hash = layout
             .identity
             .iter()
@@ -260,10 +304,11 @@ impl SeriesCache {
             Some(at) => *at as usize,
             None => self.insert(hash, record, layout),
         };
-        &mut self.entries[at].known // in range: found among or just added to the entries
+        let known = Known { at: at as u32, cleared: self.cleared }; // SERIES_MAX fits a u32
+        (known, &mut self.entries[at].known) // in range: found among or just added to the entries
     }
 
-    fn insert(&mut self, hash: u64, record: &ByteRecord, layout: &Layout) -> usize {
+    fn insert(&mut self, hash: u64, record: &Record, layout: &Layout) -> usize {
         if self.entries.len() >= SERIES_MAX || self.key_bytes >= KEY_BYTES_MAX {
             self.clear();
         }
@@ -280,6 +325,8 @@ impl SeriesCache {
             key: key.into(),
             ends: ends.into(),
             known: read_series(record, layout),
+            template: None,
+            next: None,
         });
         let entries = &self.entries;
         // SERIES_MAX fits a u32.
@@ -290,12 +337,12 @@ impl SeriesCache {
 }
 
 /// The bytes of the columns `first..end`, which lie behind one another.
-fn slice(record: &ByteRecord, first: usize, end: usize) -> &[u8] {
+fn slice(record: &Record, first: usize, end: usize) -> &[u8] {
     let range = record.range(first).zip(record.range(end.saturating_sub(1)));
     range.and_then(|(a, b)| record.as_slice().get(a.start..b.end)).unwrap_or_default()
 }
 
-fn matches(entry: &Entry, record: &ByteRecord, layout: &Layout) -> bool {
+fn matches(entry: &Entry, record: &Record, layout: &Layout) -> bool {
     let mut key = &*entry.key;
     for run in &layout.identity {
         match key.strip_prefix(slice(record, run.start, run.end)) {

@@ -1,9 +1,10 @@
 //! The reader over real files: every trap of real input, and going on from any offset.
 
+mod properties;
+
 use std::{fs::OpenOptions, path::PathBuf};
 
 use nexus_common::{limits::SECTION_GPUS_MAX, model::HostSamples};
-use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -438,87 +439,5 @@ fn a_cache_handed_on_to_another_layout_starts_afresh() {
             assert_eq!(lines(&batch.hosts), [expected]);
             cache = reader.into_cache();
         }
-    }
-}
-
-fn any_row() -> impl Strategy<Value = String> {
-    let host = prop::sample::select(vec!["a", "b", "\"c\"", "a b", "", "\"x\ny\""]);
-    let value = prop::sample::select(vec!["1", "\"2.5\"", "", "NaN", "Inf", "x", "2147483632"]);
-    let time = prop_oneof![
-        9 => (0u32..60).prop_map(|s| format!("1970-01-01T00:00:{s:02}Z")),
-        1 => Just("never".to_owned()),
-    ];
-    let row = (time, host, 0u32..3, value.clone(), value)
-        .prop_map(|(time, host, gpu, a, b)| format!("{time},{gpu},{host},G{gpu},{a},{b},"));
-    prop_oneof![
-        12 => row,
-        1 => Just(String::new()),
-        1 => Just("short,row".to_owned()),
-        1 => Just("stray\"quote,1,2,3,4,5,6".to_owned()),
-        1 => Just(WIDE.trim_end().to_owned()),
-        1 => Just("\u{feff}1970-01-01T00:00:01Z,0,a,G,1,2,3".to_owned()),
-    ]
-}
-
-#[derive(Default, PartialEq, Debug)]
-struct Sum {
-    lines: Vec<String>,
-    accepted: u64,
-    absent: u64,
-    rejected: std::collections::BTreeMap<RejectReason, u64>,
-}
-
-impl Sum {
-    fn add(&mut self, batch: &Batch) {
-        self.lines.extend(lines(&batch.hosts));
-        self.lines.sort();
-        self.accepted += batch.rows_accepted;
-        self.absent += batch.rows_absent;
-        for (reason, rows) in &batch.rejected {
-            *self.rejected.entry(*reason).or_default() += rows;
-        }
-        assert_eq!(lines(&batch.hosts).len() as u64, batch.samples);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-    #[test]
-    fn going_on_from_any_end_gives_the_rows_of_one_pass(
-        rows in prop::collection::vec(any_row(), 0..40),
-        crlf: bool,
-        end_missing: bool,
-        limits in (1u64..6, 1u64..6, 1usize..3),
-        reopen in prop::collection::vec(any::<bool>(), 80),
-    ) {
-        let end = if crlf { "\r\n" } else { "\n" };
-        let mut text = WIDE.replace('\n', end) + &rows.join(end);
-        if !end_missing {
-            text += end;
-        }
-        let fixture = Fixture::new(text);
-        let mut whole = Sum::default();
-        whole.add(&fixture.read());
-
-        let limits = BatchLimits {
-            rows_max: limits.0, samples_max: limits.1, hosts_max: limits.2, until: None
-        };
-        let mut parts = Sum::default();
-        let mut reader = fixture.reader(fixture.file.header_end);
-        for reopen in reopen {
-            let batch = reader.read_batch(&limits).unwrap();
-            parts.add(&batch);
-            prop_assert_eq!(batch.end_offset, reader.offset());
-            prop_assert!(batch.rows_offered() <= limits.rows_max);
-            prop_assert!(batch.hosts.len() <= limits.hosts_max);
-            if batch.done {
-                break;
-            }
-            if reopen {
-                reader = fixture.reader(batch.end_offset).with_cache(reader.into_cache());
-            }
-        }
-        prop_assert_eq!(reader.offset(), fixture.file.identity.bytes);
-        prop_assert_eq!(parts, whole);
     }
 }

@@ -34,6 +34,9 @@ const OLD_NAMES: [(&str, &str); 14] = [
 /// Most bytes of texts remembered: series whose labels never come again must not fill the memory.
 const TEXT_BYTES_MAX: usize = 16 << 20;
 
+/// A text and the series it names, or why it is not taken.
+type Met = (Box<[u8]>, Result<usize, Refused>);
+
 type Pairs<'a> = Vec<(&'a str, Cow<'a, str>)>;
 
 /// Why a series is not taken.
@@ -97,7 +100,7 @@ pub(crate) struct Book {
     text_bytes: usize,
     by_identity: HashMap<(usize, Option<u32>, MetricName, Labels), usize>,
     /// The texts in the order of the last answer.
-    order: Vec<(Box<[u8]>, Result<usize, Refused>)>,
+    order: Vec<Met>,
 }
 
 impl Book {
