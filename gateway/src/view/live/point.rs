@@ -131,12 +131,15 @@ pub(super) fn points_in(
     points.finish().into_iter().map(live).collect()
 }
 
+/// When, and of which GPU: the order of points.
+type Place<'a> = (i64, Option<&'a GpuId>);
+
 /// The same for one section, as nearly every message has of a host: without a key a sample.
 fn points_of_one(samples: &HostSamples, cluster: &ClusterId, revision: i64) -> Vec<Arc<LivePoint>> {
     let gpus: Vec<Arc<Gpu>> = samples.gpus.iter().cloned().map(Arc::new).collect();
     let mut series: Vec<&SeriesSamples> = samples.series.iter().collect();
     series.sort_by(|a, b| (&a.metric, &a.labels).cmp(&(&b.metric, &b.labels)));
-    let mut points: BTreeMap<(i64, Option<&GpuId>), (Option<u32>, Values)> = BTreeMap::new();
+    let mut points: BTreeMap<Place<'_>, (Option<u32>, Values)> = BTreeMap::new();
     for series in series {
         let gpu = match series.gpu.map(|index| gpus.get(index as usize)) {
             None => None,
@@ -156,7 +159,7 @@ fn points_of_one(samples: &HostSamples, cluster: &ClusterId, revision: i64) -> V
             }
         }
     }
-    let live = |((at, id), (index, values)): ((i64, Option<&GpuId>), (Option<u32>, Values))| {
+    let live = |((at, id), (index, values)): (Place<'_>, (Option<u32>, Values))| {
         let (cluster, host) = (cluster.clone(), samples.host.clone());
         let key = PointKey { at, cluster, host, gpu: id.cloned() };
         let gpu = index.and_then(|index| gpus.get(index as usize)).cloned();
