@@ -1,6 +1,9 @@
 //! Rows to messages, in a thread of its own: read a batch, encode it, hand it over, go on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use nexus_common::{
     block::{Block, EncodeError, Section},
@@ -20,6 +23,9 @@ use crate::source::{
 const HEADER_BYTES: usize = 16 * 1024;
 /// Longest sleep of a paced reader before it looks whether it is still wanted.
 const NAP: Duration = Duration::from_millis(50);
+/// How long before they are due rows of a replay are read and encoded: longer than a hundred
+/// thousand of them take, and no longer than a nap.
+const AHEAD_MILLIS: i64 = 50;
 
 /// Why a shard cannot be read on.
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +175,8 @@ impl Task {
         })
     }
 
-    /// The rows that are due by now, or none after a nap.
+    /// The rows that are due by now, or none after a nap. Those of the next instant are read and
+    /// encoded ahead, and handed over when they are due: what that takes would make them late.
     fn next_due(
         &self,
         reader: &mut ShardReader,
@@ -178,10 +185,16 @@ impl Task {
     ) -> Result<Option<Prepared>, PrepareError> {
         let now = Timestamp::now().as_millis();
         if let Next::At(source) = reader.next_timestamp()? {
-            let due_in = restamp.apply(source) - now;
-            if due_in > 0 {
-                std::thread::sleep(NAP.min(Duration::from_millis(due_in.unsigned_abs())));
+            let due = restamp.apply(source);
+            if due - now > AHEAD_MILLIS {
+                let until_then = Duration::from_millis((due - now).unsigned_abs());
+                std::thread::sleep(NAP.min(until_then));
                 return Ok(None);
+            }
+            if due > now {
+                let prepared = self.next(reader, rows_max, Some(source))?;
+                sleep_until(due);
+                return Ok(Some(prepared));
             }
         }
         let elapsed = i128::from(now - restamp.wall_start) * i128::from(restamp.speed_milli) / 1000;
@@ -201,6 +214,15 @@ impl Task {
         let rejects = std::mem::take(&mut batch.rejects);
         Ok(Prepared { messages: messages(&self.cluster, hosts)?, batch, rejects })
     }
+}
+
+/// Sleeps until an instant, in milliseconds since the epoch; at most as long as rows are read ahead.
+fn sleep_until(due: i64) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let due = Duration::from_millis(u64::try_from(due).unwrap_or(0));
+    std::thread::sleep(
+        due.saturating_sub(since).min(Duration::from_millis(AHEAD_MILLIS.unsigned_abs())),
+    );
 }
 
 /// Time of the given round of a replay.
@@ -331,5 +353,52 @@ mod tests {
         };
         assert_eq!(restamp(&replay, 0).apply(1500), 1_000_500);
         assert_eq!(restamp(&replay, 3).apply(1500), 1_015_500);
+    }
+
+    #[test]
+    fn rows_of_a_replay_come_when_they_are_due_and_not_before() {
+        let header = "timestamp,metric_name,gpu_id,device,uuid,modelName,Hostname,container,pod,\
+                      namespace,value,labels_raw\n";
+        let row = |second: i64, gpu: usize| {
+            format!(
+                "\"2025-07-18T20:42:{second:02}Z\",\"DCGM_FI_DEV_GPU_UTIL\",\"{gpu}\",\"nvidia{gpu}\",\
+                 \"GPU-{gpu}\",\"H100\",\"h\",\"\",\"\",\"\",\"{second}\",\"\"\n"
+            )
+        };
+        let rows: String = (0..20).flat_map(|second| [row(second, 0), row(second, 1)]).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("replay.csv");
+        std::fs::write(&path, format!("{header}{rows}")).unwrap();
+        let file = CsvFile::open(&path).unwrap();
+        let range = FileRange { start: header.len() as u64, end: file.identity.bytes };
+        let begin = Timestamp::now().as_millis() + 30;
+        let replay = Replay {
+            speed_milli: 100_000,
+            looped: false,
+            wall_start: Timestamp::from_millis(begin).unwrap(),
+            source_start: "2025-07-18T20:42:00Z".parse().unwrap(),
+            span_ms: 20_000,
+        };
+        let cluster = ClusterId::new("c").unwrap();
+        let offset = range.start;
+        let replay = Some(replay);
+        let task = Task { file, cluster, range, offset, round: 0, rows_max: 1000, replay };
+        let (to, mut prepared) = mpsc::channel(1);
+        let reading = std::thread::spawn(move || task.run(SeriesCache::default(), &to));
+        let (mut samples, mut last) = (0, 0);
+        while let Some(batch) = prepared.blocking_recv() {
+            let now = Timestamp::now().as_millis();
+            for message in batch.unwrap().messages {
+                for section in Block::decode(message.bytes).unwrap().sections {
+                    let series = section.decode().unwrap().series;
+                    samples += series.iter().map(|series| series.values.len()).sum::<usize>();
+                    let newest = series.iter().flat_map(|s| s.timestamps.clone()).max().unwrap();
+                    assert!(newest <= now, "{newest} is told at {now}");
+                    last = last.max(newest);
+                }
+            }
+        }
+        reading.join().unwrap();
+        assert_eq!((samples, last), (40, begin + 190));
     }
 }
