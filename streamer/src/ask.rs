@@ -118,7 +118,8 @@ async fn list(desk: &SourceDesk) -> anyhow::Result<()> {
     for (id, source) in sources {
         let (kind, reads) = describe(&source);
         let state = if source.paused { "paused" } else { "wanted" };
-        say(&format!("{id:width$}  {kind:8}  {state:7}  {:>6}  {reads}", source.shards))?;
+        let (name, shards) = (id.as_str(), source.shards);
+        say(&format!("{name:width$}  {kind:8}  {state:7}  {shards:>6}  {reads}"))?;
     }
     Ok(())
 }
