@@ -45,7 +45,7 @@ fn reading() -> Reading {
 }
 
 fn reader() -> Reader {
-    Reader::new("node-1".parse().unwrap())
+    Reader::new("node-1".parse().unwrap(), "t")
 }
 
 const SAMPLES: usize = 2 * GPUS * FIELDS;

@@ -38,6 +38,9 @@ pub struct Args {
     /// Pause a lane when so many of its messages wait for a collector
     #[arg(long, env = "BACKLOG_MAX", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub backlog_max: u64,
+    /// Where the tokens and passwords lie that sources may have sent to their targets
+    #[arg(long, env = "SCRAPE_SECRETS_DIR", default_value = "/etc/nexus/secrets")]
+    pub scrape_secrets_dir: PathBuf,
     /// etcd's --quota-backend-bytes: streamers pause when 80 % of it is in use
     #[arg(long, env = "ETCD_QUOTA_BYTES", default_value_t = 2 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub etcd_quota_bytes: u64,

@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     pin::Pin,
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -117,7 +118,11 @@ impl Shards {
             let (shard, begin) = (producer.lane().shard.0, producer.progress().offset);
             let mut now_round = match round.take() {
                 Some(known) if known.is_current(&scrape) => known,
-                old => spawn_blocking(move || Round::renew(old, scrape, shard, begin)).await??,
+                old => {
+                    let secrets = self.args.scrape_secrets_dir.clone();
+                    spawn_blocking(move || Round::renew(old, scrape, &secrets, shard, begin))
+                        .await??
+                }
             };
             tokio::select! {
                 () = gone.as_mut() => return Ok(Go::Ended),
@@ -169,6 +174,7 @@ impl Round {
     fn renew(
         old: Option<Self>,
         scrape: Box<Scrape>,
+        secrets: &Path,
         shard: u32,
         begin: u64,
     ) -> Result<Self, ShardError> {
@@ -199,8 +205,8 @@ impl Round {
             None => {
                 // Series were read by other rules: they are met anew.
                 generation += 1;
-                for asked in before.values_mut() {
-                    asked.reader = Some(Reader::new(asked.host.clone()));
+                for (url, asked) in &mut before {
+                    asked.reader = Some(Reader::new(asked.host.clone(), url));
                     asked.generation = generation;
                 }
                 let reading = Reading {
@@ -208,7 +214,7 @@ impl Round {
                     series_max: usize::try_from(scrape.series_max).unwrap_or(usize::MAX),
                     honour_times: scrape.honour_times,
                 };
-                (Client::new(&scrape)?, Arc::new(reading))
+                (Client::new(&scrape, secrets)?, Arc::new(reading))
             }
         };
         let mut asked = HashMap::new();
@@ -226,7 +232,7 @@ impl Round {
                 None => {
                     // Not that of one that went: its answer may be on its way.
                     generation += 1;
-                    let reader = Some(Reader::new(host.clone()));
+                    let reader = Some(Reader::new(host.clone(), &url));
                     Asked { target, host, from: begin, generation, reader, told: None }
                 }
             };

@@ -1,6 +1,11 @@
 //! Asking an exporter over HTTP. Blocking: each question has a thread, and an end.
 
-use std::{io::Read, path::Path, sync::Arc, time::Duration};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use nexus_common::keyspace::live::{Login, Scrape};
 use ureq::{
@@ -23,6 +28,8 @@ const CA_BYTES_MAX: u64 = 4 << 20;
 pub(crate) enum FetchError {
     #[error("read {0}")]
     File(String, #[source] std::io::Error),
+    #[error("read {path}: a secret must lie in {folder} (--scrape-secrets-dir)")]
+    Outside { path: String, folder: PathBuf },
     #[error("read {0}: no certificate in PEM")]
     Certificate(String),
     #[error("ask {0}")]
@@ -38,12 +45,15 @@ pub(crate) enum FetchError {
 pub(crate) struct Client {
     agent: Agent,
     login: Login,
+    /// Whoever may write a source names files and where to send what is in them: only those that
+    /// whoever runs the streamer put here.
+    secrets: PathBuf,
     body_bytes_max: u64,
 }
 
 impl Client {
-    /// A client as the source says. Reads its authorities.
-    pub(crate) fn new(scrape: &Scrape) -> Result<Self, FetchError> {
+    /// A client as the source says, which may send what lies in `secrets`. Reads its authorities.
+    pub(crate) fn new(scrape: &Scrape, secrets: &Path) -> Result<Self, FetchError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
         if let Some(path) = &scrape.ca_file {
@@ -68,7 +78,12 @@ impl Client {
             .tls_config(tls.build())
             .build()
             .new_agent();
-        Ok(Self { agent, login: scrape.login.clone(), body_bytes_max: scrape.body_bytes_max })
+        Ok(Self {
+            agent,
+            login: scrape.login.clone(),
+            secrets: secrets.to_owned(),
+            body_bytes_max: scrape.body_bytes_max,
+        })
     }
 
     /// Asks once.
@@ -98,7 +113,7 @@ impl Client {
     /// Read each time: secrets are changed while we run.
     fn authorization(&self) -> Result<Option<String>, FetchError> {
         let secret = |path: &str| {
-            let bytes = read_at_most(path, SECRET_BYTES_MAX)?;
+            let bytes = read_at_most(self.inside(path)?, SECRET_BYTES_MAX)?;
             Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
         };
         Ok(match &self.login {
@@ -109,6 +124,21 @@ impl Client {
                 Some(format!("Basic {}", base64(pair.as_bytes())))
             }
         })
+    }
+
+    /// The file itself, links followed, if it lies where secrets do. A secret that a mount brings
+    /// in by links is read by its link: the links stay in its folder.
+    fn inside<'a>(&self, path: &'a str) -> Result<&'a str, FetchError> {
+        let real = |path: &Path| {
+            let failed = |error| FetchError::File(path.display().to_string(), error);
+            path.canonicalize().map_err(failed)
+        };
+        if real(Path::new(path))?.starts_with(real(&self.secrets)?) {
+            Ok(path)
+        } else {
+            let (path, folder) = (path.to_owned(), self.secrets.clone());
+            Err(FetchError::Outside { path, folder })
+        }
     }
 }
 
@@ -138,6 +168,35 @@ fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_lies_where_secrets_do_is_sent() {
+        let (secrets, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let write = |folder: &Path, name: &str| {
+            std::fs::write(folder.join(name), "s").unwrap();
+            folder.join(name).display().to_string()
+        };
+        let good = write(secrets.path(), "token");
+        let bad = write(elsewhere.path(), "token");
+        let link = secrets.path().join("link");
+        std::os::unix::fs::symlink(&bad, &link).unwrap();
+        let up = secrets.path().join("..").join(&bad[1..]).display().to_string();
+        let client = |login| Client {
+            agent: Agent::new_with_defaults(),
+            login,
+            secrets: secrets.path().to_owned(),
+            body_bytes_max: 1,
+        };
+        let check = |path: &str, good: bool| {
+            let token_file = path.to_owned();
+            let got = client(Login::Bearer { token_file }).authorization();
+            assert_eq!(got.ok().flatten().is_some(), good, "{path}");
+        };
+        check(&good, true);
+        for path in [&bad, &up, &link.display().to_string(), "token", "/nowhere"] {
+            check(path, false);
+        }
+    }
 
     #[test]
     fn base64_is_that_of_the_rfc() {

@@ -1,6 +1,6 @@
 //! Exporters: what they answer, and what of it is ours.
 //!
-//! [`line`] reads the format, [`Answered`] is one answer as samples, `fetch` asks.
+//! `line` reads the format, [`Answered`] is one answer as samples, `fetch` asks.
 
 pub(crate) mod fetch;
 pub mod line;
@@ -74,14 +74,15 @@ impl Building {
 #[derive(Debug)]
 pub struct Reader {
     host: HostName,
+    url: String,
     book: Book,
     answers: u64,
 }
 
 impl Reader {
-    /// A reader of a target on this host.
-    pub fn new(host: HostName) -> Self {
-        Self { host, book: Book::default(), answers: 0 }
+    /// A reader of the target at `url`, on this host.
+    pub fn new(host: HostName, url: &str) -> Self {
+        Self { host, url: url.to_owned(), book: Book::default(), answers: 0 }
     }
 
     /// Whether no answer was read yet.
@@ -112,7 +113,7 @@ impl Reader {
                     continue;
                 }
             };
-            let found = self.book.find(place, line.series, &self.host, &how.rules);
+            let found = self.book.find(place, line.series, (&self.host, &self.url), &how.rules);
             place += 1;
             let own = line.at.filter(|_| how.honour_times);
             match self.take(found, line.value, own, first, answer.samples, how.series_max) {

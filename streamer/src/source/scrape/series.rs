@@ -109,12 +109,12 @@ impl Book {
         self.order.get(place).map_or(&[], |(text, _)| text)
     }
 
-    /// The series that `text` names.
+    /// The series that `text` names, told by the target of this host and URL.
     pub(crate) fn find(
         &mut self,
         place: usize,
         text: &[u8],
-        target: &HostName,
+        target: (&HostName, &str),
         rules: &Rules,
     ) -> Result<usize, Refused> {
         if let Some((expected, found)) = self.order.get(place)
@@ -135,7 +135,12 @@ impl Book {
         found
     }
 
-    fn learn(&mut self, text: &[u8], target: &HostName, rules: &Rules) -> Result<usize, Refused> {
+    fn learn(
+        &mut self,
+        text: &[u8],
+        target: (&HostName, &str),
+        rules: &Rules,
+    ) -> Result<usize, Refused> {
         if self.is_full() {
             return Err(Refused::TooMany);
         }
@@ -150,7 +155,12 @@ impl Book {
         self.by_text.len() >= SECTION_SERIES_MAX || self.text_bytes >= TEXT_BYTES_MAX
     }
 
-    fn read(&mut self, text: &[u8], target: &HostName, rules: &Rules) -> Result<usize, Refused> {
+    fn read(
+        &mut self,
+        text: &[u8],
+        (target, url): (&HostName, &str),
+        rules: &Rules,
+    ) -> Result<usize, Refused> {
         let text = std::str::from_utf8(text).map_err(|_| Refused::Bad)?;
         let (name, inner) = text.split_once('{').unwrap_or((text, "}"));
         let name = name.trim_end();
@@ -172,6 +182,9 @@ impl Book {
         let gpu = if is_gpu { read_gpu(&raw, &host)? } else { None };
         let labels = raw.iter().filter(|(name, _)| gpu.is_none() || !is_identity(name));
         let labels = labels.map(|(name, value)| (*name, value.as_ref()));
+        // Several exporters of a host tell of the same things about themselves.
+        let own = gpu.is_none() && get(&raw, &["target"]).is_empty();
+        let labels = labels.chain(own.then_some(("target", url)));
         let labels = Labels::new(labels).map_err(|_| Refused::Bad)?;
         let host = self.host(host);
         let gpu = gpu.and_then(|gpu| self.gpu(host, gpu));

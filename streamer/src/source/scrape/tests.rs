@@ -7,7 +7,7 @@ fn reading() -> Reading {
 }
 
 fn reader() -> Reader {
-    Reader::new("node-1".parse().unwrap())
+    Reader::new("node-1".parse().unwrap(), "t")
 }
 
 /// What was read, a line a sample: `host gpu metric labels time value`.
@@ -57,16 +57,16 @@ fn an_old_one_and_any_other_exporter_do_too() {
     };
     check("dcgm_gpu_temp{gpu=\"0\",uuid=\"GPU-a\"} 50", "node-1 GPU-a temperature {} 7 50");
     check("dcgm_gpu_temp{gpu=\"0\"} 50", "node-1 node-1:0 temperature {} 7 50");
-    check("DCGM_FI_DEV_X 1", "node-1 - DCGM_FI_DEV_X {} 7 1");
-    check("node_disk_io{device=\"sda\"} 1", "node-1 - node_disk_io {device=sda} 7 1");
-    check("node_load1 0.5 1700000000000", "node-1 - node_load1 {} 7 0.5");
+    check("DCGM_FI_DEV_X 1", "node-1 - DCGM_FI_DEV_X {target=t} 7 1");
+    check("node_disk_io{device=\"sda\"} 1", "node-1 - node_disk_io {device=sda,target=t} 7 1");
+    check("node_load1 0.5 1700000000000", "node-1 - node_load1 {target=t} 7 0.5");
 }
 
 #[test]
 fn lines_that_cannot_be_taken_are_counted() {
     let text = "a 1\na 2\nb{x=\"1\" 3\nc x\n9d 1\ne NaN\nf{l=\"\\u\"} 1\ng 1";
     let answer = reader().read(text.as_bytes(), Format::Text, 7, &reading());
-    assert_eq!(told(&answer), ["node-1 - a {} 7 1", "node-1 - g {} 7 1"]);
+    assert_eq!(told(&answer), ["node-1 - a {target=t} 7 1", "node-1 - g {target=t} 7 1"]);
     assert_eq!(answer.absent, 1);
     let refused: Vec<_> = answer.refused.into_iter().collect();
     assert_eq!(refused, [("bad line", 2), ("bad series", 2), ("series twice", 1)]);
@@ -85,7 +85,10 @@ fn rules_drop_and_rename() {
     let how = Reading { rules, ..reading() };
     let text = "node_load1 1\nnode_x_total 2\ngo_goroutines 3\nnode_y{device=\"sda\"} 4\n";
     let answer = reader().read(text.as_bytes(), Format::Text, 7, &how);
-    assert_eq!(told(&answer), ["node-1 - load {} 7 1", "node-1 - node_y {device=sda} 7 4"]);
+    assert_eq!(
+        told(&answer),
+        ["node-1 - load {target=t} 7 1", "node-1 - node_y {device=sda,target=t} 7 4"]
+    );
     assert!(answer.refused.is_empty());
 }
 
@@ -98,13 +101,14 @@ fn times_of_the_exporter_are_taken_once_and_only_when_asked_for() {
         assert_eq!(told(&answer), expected, "{text}");
     };
     // Who asked before us may have taken the first already.
-    check("a 1 100\nb 1\n", &["node-1 - b {} 7 1"]);
-    check("a 1 100\nb 1\n", &["node-1 - b {} 7 1"]);
-    check("a 2 200\n", &["node-1 - a {} 200 2"]);
+    check("a 1 100\nb 1\n", &["node-1 - b {target=t} 7 1"]);
+    check("a 1 100\nb 1\n", &["node-1 - b {target=t} 7 1"]);
+    check("a 2 200\n", &["node-1 - a {target=t} 200 2"]);
     check("a 2 150\n", &[]);
-    check("new 5 250\n", &["node-1 - new {} 250 5"]);
-    let plain = Reader::new("n".parse().unwrap()).read(b"a 1 100\n", Format::Text, 7, &reading());
-    assert_eq!(told(&plain), ["n - a {} 7 1"]);
+    check("new 5 250\n", &["node-1 - new {target=t} 250 5"]);
+    let plain =
+        Reader::new("n".parse().unwrap(), "t").read(b"a 1 100\n", Format::Text, 7, &reading());
+    assert_eq!(told(&plain), ["n - a {target=t} 7 1"]);
 }
 
 proptest! {
