@@ -67,6 +67,8 @@ bench-api: build-nexus ## Measure answers a second, beside VictoriaMetrics (from
 	@scripts/bench-api.sh
 bench-live: ## Measure live streams: many subscribers, some that never read, a row's way to a client
 	@scripts/bench-live.sh
+bench-fleet: build-nexus ## Measure live fleets of 1,000, 4,000 and 10,000 GPUs, five minutes each
+	@scripts/bench-fleet.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
 	@scripts/bench-start.sh
 generate-swagger: build-nexus ## Write docs/openapi.json, openapi.yaml and schema.graphql from the gateway

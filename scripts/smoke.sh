@@ -70,5 +70,6 @@ try make verify
 try make demo
 try env GATEWAY_PORT_BASE=$((GATEWAY_PORT_BASE + 100)) STREAMER_METRICS_PORT_BASE=19301 COLLECTOR_METRICS_PORT_BASE=19401 \
     make demo-scaling SCALING_SECONDS=20 SCALING_HOSTS=4 REPLAY_SPEED=2
+try make demo LIVE=1
 try make scale-stop stop-etcd
 say "smoke: $passed steps passed"

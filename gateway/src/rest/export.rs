@@ -77,6 +77,8 @@ pub(super) async fn answer(
             }
         }
     });
+    // Whoever compresses it asks once more behind the end.
+    let rest = rest.fuse();
     let body = Body::from_stream(stream::once(async { Ok(first) }).chain(rest));
     let headers = [(header::CONTENT_TYPE, format.kind())];
     let mut response = (headers, body).into_response();

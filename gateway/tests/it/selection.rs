@@ -120,6 +120,10 @@ async fn exports_hold_every_row_as_lines_and_as_csv() {
     assert_eq!(lines.headers["content-type"], "application/x-ndjson");
     let read: Vec<Value> = lines.text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(&read, rows(&json));
+    // Its end comes, packed as well.
+    let packed = [("accept", "application/x-ndjson"), ("accept-encoding", "gzip")];
+    let packed = gateway.send("GET", "/api/v1/telemetry", &packed, None).await;
+    assert_eq!(packed.headers["content-encoding"], "gzip");
 
     let csv = get("", "text/csv").await;
     assert!(csv.headers["content-type"].starts_with("text/csv"));

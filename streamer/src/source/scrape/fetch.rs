@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use flate2::read::MultiGzDecoder;
 use nexus_common::keyspace::live::{Login, Scrape};
 use ureq::{
     Agent,
@@ -88,7 +89,8 @@ impl Client {
 
     /// Asks once.
     pub(crate) fn get(&self, url: &str) -> Result<(Vec<u8>, Format), FetchError> {
-        let mut request = self.agent.get(url).header("Accept", ACCEPT);
+        let request = self.agent.get(url).header("Accept", ACCEPT);
+        let mut request = request.header("Accept-Encoding", "gzip");
         if let Some(login) = self.authorization()? {
             request = request.header("Authorization", login);
         }
@@ -96,11 +98,16 @@ impl Client {
         let mut answer = request.call().map_err(failed)?;
         let content_type = answer.headers().get("content-type").and_then(|v| v.to_str().ok());
         let format = Format::of(content_type.unwrap_or_default());
+        let encoding = answer.headers().get("content-encoding").map(|v| v.as_bytes());
+        let packed = encoding.is_some_and(|word| word.eq_ignore_ascii_case(b"gzip"));
         let mut body = Vec::new();
         // The limit is on what was unpacked: a small answer may unfold to anything.
         let limit = self.body_bytes_max;
-        let reader = answer.body_mut().with_config().limit(u64::MAX).reader();
+        let plain = answer.body_mut().with_config().limit(u64::MAX).reader();
+        let mut reader: Box<dyn Read> =
+            if packed { Box::new(MultiGzDecoder::new(plain)) } else { Box::new(plain) };
         reader
+            .by_ref()
             .take(limit + 1)
             .read_to_end(&mut body)
             .map_err(|error| FetchError::Body(url.to_owned(), error))?;
