@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use nexus_common::{
+    etcd::Position,
     keyspace::Key,
     model::{BucketId, Role, Timestamp},
     testing::{
@@ -185,9 +186,14 @@ impl By {
                 audited_until(&etcd, "data flows", WITHIN, |r| r.samples.committed > 0).await;
                 let kind = if victim.starts_with("streamer") { "shards" } else { "partitions" };
                 while !ended(fleet) {
+                    // Stopped meanwhile, it wakes with writes that are due and claims that are
+                    // gone: awake, it mostly hears of them before it writes.
+                    fleet.signal(victim, "STOP");
                     let claims = format!("/telemetry/claims/{kind}/");
                     fleet.etcd.etcdctl(&["del", "--prefix", &claims]);
-                    sleep(LOOK).await;
+                    sleep(4 * LOOK).await;
+                    fleet.signal(victim, "CONT");
+                    sleep(BETWEEN_CUTS).await;
                 }
             }
             By::Touching => {
@@ -227,11 +233,10 @@ async fn touch(etcd: &nexus_common::etcd::Etcd) {
     let commits = etcd.keyspace().prefix("commits/");
     let listed = etcd.range(&commits, nexus_common::etcd::RangeRead::default()).await.unwrap();
     for entry in listed.entries {
-        // Only what still stands so: an older one would be a step back.
         let key = String::from_utf8(entry.key).unwrap();
-        if etcd.get(&key).await.unwrap().is_some_and(|e| e.mod_revision == entry.mod_revision) {
-            etcd.describe(&[(key, entry.value.to_vec())]).await.unwrap();
-        }
+        let position = Position { key, mod_revision: entry.mod_revision };
+        // Only what still stands so: an older one would be a step back.
+        etcd.swap(&position, Some(entry.value.to_vec()), &[]).await.unwrap();
     }
 }
 
