@@ -54,7 +54,7 @@ worst_lag() {
     while ((SECONDS < end)); do
         newest=$(ask "$API/api/v1/telemetry?limit=1" | jq -r '.data[0].timestamp')
         worst=$(awk -v now="$EPOCHREALTIME" -v at="$(date -d "$newest" +%s.%N)" -v worst="$worst" \
-            'BEGIN { lag = now - at; printf "%.2f", lag > worst ? lag : worst }')
+            'BEGIN { lag = now - at; printf "%.2f", (lag > worst ? lag : worst) }')
         sleep 1
     done
     echo "$worst"
