@@ -37,12 +37,7 @@ deps: ## Install what is missing: protoc, etcd, curl, jq (asks nothing)
 build-nexus: ## Build the three binaries, optimised
 	cargo build --release --workspace --bins
 test: ## All tests; installs etcd and protoc first when they are missing
-	@scripts/deps.sh
-	cargo test --workspace
-	@scripts/check.sh
-	@scripts/smoke.sh
-	@scripts/test-deploy.sh
-	@CHURN_TIMES=told scripts/churn.sh short
+	@scripts/test.sh
 test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
 	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
 churn: ## Every fault there is on real programs and etcds, measured (minutes; nothing else should run)
