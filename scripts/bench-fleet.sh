@@ -118,6 +118,9 @@ fleet() {
         echo "$DETACHED_PID" >"$(pid_file streamer "$n")"
     done
     sleep "$WARM" # what is measured has begun
+    for n in 1 2; do
+        [[ -n $(command_of "$(pid_in "$(pid_file streamer "$n")")") ]] || die "bench-fleet: a streamer has ended; see $LOG_DIR/streamer-$n.log"
+    done
     before=$(reading)
     timeline "$lines"
     lag=$(tail -n 1 "$lines" | cut -d ' ' -f 5)
