@@ -7,7 +7,7 @@ use std::{
 
 use nexus_common::{
     model::{Role, SourceId},
-    runtime::{Life, Process, health_routes, run as run_process, serve, work_on},
+    runtime::{Life, Process, health_routes, run as run_process, serve, work_alone_on, work_on},
     sources::{SourceDesk, Wanted},
 };
 use tokio::{
@@ -66,11 +66,13 @@ async fn stream(
         let applied = SourceDesk::new(life.process.etcd.clone()).apply(&id, &wanted).await?;
         tracing::info!(source = %id, ?applied, "source applied");
     }
-    let sources = Sources::follow(&life);
+    let host = args.host();
+    let sources = Sources::follow(&life, host.clone());
     let full = Arc::new(AtomicBool::new(false));
     let shards = Arc::new(Shards {
         life: life.clone(),
         sources: Arc::clone(&sources),
+        host,
         permits: Arc::new(Semaphore::new(args.parallel_shards as usize)),
         cache: Arc::new(Mutex::new(None)),
         full: Arc::clone(&full),
@@ -78,8 +80,15 @@ async fn stream(
         args: Arc::clone(&args),
     });
     let work = |work| Arc::clone(&shards).serve(work);
+    let own = |work| Arc::clone(&shards).serve(work);
     tokio::select! {
-        () = work_on(&life, "claims/shards/", sources.items(), work) => {}
+        // Until the session's end or the process': both pools give everything back then.
+        _ = async {
+            tokio::join!(
+                work_on(&life, "claims/shards/", sources.items(), work),
+                work_alone_on(&life, "claims/shards/", sources.own_items(), own),
+            )
+        } => {}
         () = watch_fill(&life, args.etcd_quota_bytes, &full) => {}
         () = cut_declared(&life, &sources) => {}
     }
