@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
-        Arc,
         atomic::Ordering::Relaxed,
         mpsc::{SyncSender, TrySendError},
     },

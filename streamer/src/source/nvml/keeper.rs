@@ -19,7 +19,7 @@ use nvml_wrapper::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{seat::Seat, told::now};
@@ -106,7 +106,7 @@ pub(crate) async fn probe(source: &SourceId, library: Option<PathBuf>) -> Result
 /// Opens the library, on a thread of its own.
 pub(super) async fn open(source: &SourceId, library: Option<PathBuf>) -> Result<Opened, OpenError> {
     let called = called(library.as_deref());
-    let Some(seat) = Seat::take(source, None) else {
+    let Some(seat) = sit_down(source).await else {
         return Err(OpenError::Busy { library: called });
     };
     let shared = Arc::new(Shared::default());
@@ -128,6 +128,18 @@ pub(super) async fn open(source: &SourceId, library: Option<PathBuf>) -> Result<
         Ok(Ok(Err(error))) => Err(OpenError::Library { library: called, error }),
         // It ended without a word, or has not come back.
         Ok(Err(_)) | Err(_) => Err(OpenError::Hung { library: called }),
+    }
+}
+
+/// The seat, when whoever was there has left: they look up every now and then.
+async fn sit_down(source: &SourceId) -> Option<Seat> {
+    let since = Instant::now();
+    loop {
+        let seat = Seat::take(source, None);
+        if seat.is_some() || since.elapsed() > 4 * LOOK {
+            return seat;
+        }
+        sleep(LOOK / 20).await;
     }
 }
 
