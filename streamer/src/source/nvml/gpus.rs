@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
+        Arc, Mutex,
         atomic::Ordering::Relaxed,
         mpsc::{SyncSender, TrySendError},
     },
@@ -19,7 +20,7 @@ use tokio::{
 use super::{
     keeper::{OpenError, Opened, XIDS_MAX, Xid, open},
     seat::Seat,
-    told::{Told, Trouble, Value, series},
+    told::{Silent, Told, Trouble, Value, series},
     worker::{Answer, Who, start},
 };
 use crate::live::Measured;
@@ -57,6 +58,8 @@ struct Slot {
     out: Option<u64>,
     /// As it last described itself.
     gpu: Option<Gpu>,
+    /// What it did not tell.
+    silent: Arc<Mutex<[Silent; 2]>>,
 }
 
 /// A GPU that was met.
@@ -88,6 +91,8 @@ pub(crate) struct Gpus {
     host: HostName,
     library: Option<PathBuf>,
     session: Option<Session>,
+    /// Of the session before, until there is another.
+    before: Vec<Slot>,
     search: Search,
     number: u64,
     /// By UUID, those that were there at the last instant when all answered, and since then.
@@ -103,6 +108,7 @@ impl Gpus {
             host,
             library,
             session: None,
+            before: Vec::new(),
             search: Search { pause: FIND_FIRST, at: None },
             number: 0,
             known: BTreeMap::new(),
@@ -120,14 +126,15 @@ impl Gpus {
             self.take_xids();
             if let Some(old) = self.session.take() {
                 tracing::info!("looking for GPUs anew");
-                close(old).await;
+                self.before = close(old).await;
             }
         }
         if self.session.is_none() {
             let opened = open(&self.source, self.library.clone()).await?;
             let (count, driver) = (opened.count, opened.driver.as_str());
             tracing::info!(gpus = count, driver, host = %self.host, "NVML is open");
-            self.session = Some(Session::new(opened));
+            self.session = Some(Session::new(opened, &self.before));
+            self.before.clear();
         }
         Ok(())
     }
@@ -300,24 +307,37 @@ fn timed(xids: &[Xid], from: i64, at: i64) -> (Vec<i64>, Vec<f64>) {
 }
 
 /// Waits until nobody uses the library any more, so that opening it again finds what is there now.
-async fn close(session: Session) {
-    let nvml = session.opened.nvml.clone();
-    drop(session);
+/// Returns what is known of its GPUs.
+async fn close(session: Session) -> Vec<Slot> {
+    let Session { opened, mut slots, .. } = session;
+    for slot in &mut slots {
+        slot.asks = None;
+    }
+    let nvml = opened.nvml.clone();
+    drop(opened);
     let since = Instant::now();
     while nvml.strong_count() > 0 && since.elapsed() < CLOSE_MAX {
         sleep(CLOSE_LOOK).await;
     }
+    slots
 }
 
 impl Session {
-    fn new(opened: Opened) -> Self {
+    /// A session after one with these GPUs.
+    fn new(opened: Opened, before: &[Slot]) -> Self {
         let count = opened.count.min(GPUS_MAX);
-        let slots = (0..count).map(|index| Slot {
-            index,
-            state: State::New,
-            asks: None,
-            out: None,
-            gpu: None,
+        let slots = (0..count).map(|index| {
+            let before = before.iter().find(|slot| slot.index == index);
+            // One that still is lost is no news.
+            let lost = before.is_some_and(|slot| slot.state == State::Lost);
+            Slot {
+                index,
+                state: if lost { State::Lost } else { State::New },
+                asks: None,
+                out: None,
+                gpu: None,
+                silent: before.map(|slot| Arc::clone(&slot.silent)).unwrap_or_default(),
+            }
         });
         let slots = slots.collect();
         // A GPU has at most one answer on its way.
@@ -339,8 +359,12 @@ impl Session {
                 // No seat: the thread of an earlier session still is in there.
                 let Some(seat) = Seat::take(source, Some(slot.index)) else { continue };
                 let Some(nvml) = self.opened.nvml.upgrade() else { continue };
-                let (host, driver) = (host.clone(), self.opened.driver.clone());
-                let who = Who { index: slot.index, host, driver };
+                let who = Who {
+                    index: slot.index,
+                    host: host.clone(),
+                    driver: self.opened.driver.clone(),
+                    silent: Arc::clone(&slot.silent),
+                };
                 match start(seat, nvml, who, self.answer.clone()) {
                     Ok(asks) => slot.asks = Some(asks),
                     Err(error) => {

@@ -1,7 +1,7 @@
 //! The thread of the library: opens it, notices GPUs that come and go, waits for XIDs.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     path::{Path, PathBuf},
     sync::{
@@ -15,7 +15,7 @@ use std::{
 
 use nexus_common::model::SourceId;
 use nvml_wrapper::{
-    EventSet, Nvml, bitmasks::event::EventTypes, enums::event::XidError, error::NvmlError,
+    Device, EventSet, Nvml, bitmasks::event::EventTypes, enums::event::XidError, error::NvmlError,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -186,6 +186,7 @@ fn watch(
     let listed = listing();
     let mut set: Option<EventSet<'_>> = None;
     let mut registered = BTreeSet::new();
+    let mut names = Names::new();
     let mut failed = false;
     loop {
         // An error is a change, too: the driver has gone.
@@ -193,17 +194,18 @@ fn watch(
             shared.changed.store(true, Relaxed);
         }
         let wanted = shared.answering.lock().map(|all| all.clone()).unwrap_or_default();
-        if wanted != registered {
+        // One that answers no more stays: its last word may be on its way.
+        if !wanted.is_subset(&registered) {
             drop(set.take()); // two sets of one GPU would both be told
-            let (fresh, watched) = register(nvml, &wanted);
-            set = fresh;
+            let (fresh, watched, named) = register(nvml, &wanted);
+            (set, names) = (fresh, named);
             registered = wanted;
             if let Ok(mut told) = shared.watched.lock() {
                 *told = watched;
             }
         }
         let began = Instant::now();
-        let waited = set.as_ref().map_or(Ok(false), |set| wait(set, shared, tell));
+        let waited = set.as_ref().map_or(Ok(false), |set| wait(set, &names, shared, tell));
         // Whoever waited for nothing, or not at all, waits here.
         let pause = match waited {
             Ok(true) => Duration::ZERO,
@@ -232,7 +234,12 @@ fn listing() -> BTreeSet<std::ffi::OsString> {
 }
 
 /// Takes an XID if one comes soon; whether something came.
-fn wait(set: &EventSet<'_>, shared: &Shared, tell: &mpsc::Sender<Xid>) -> Result<bool, NvmlError> {
+fn wait(
+    set: &EventSet<'_>,
+    names: &Names,
+    shared: &Shared,
+    tell: &mpsc::Sender<Xid>,
+) -> Result<bool, NvmlError> {
     let event = match set.wait(LOOK.as_millis() as u32) {
         Ok(event) => event,
         Err(NvmlError::Timeout) => return Ok(false),
@@ -243,8 +250,8 @@ fn wait(set: &EventSet<'_>, shared: &Shared, tell: &mpsc::Sender<Xid>) -> Result
         Some(XidError::Unknown) => XID_UNKNOWN,
         None => return Ok(true),
     };
-    let told = event.device.uuid().ok().is_some_and(|uuid| {
-        let xid = Xid { uuid, at: now(), xid };
+    let told = names.get(&handle(&event.device)).is_some_and(|uuid| {
+        let xid = Xid { uuid: uuid.clone(), at: now(), xid };
         tell.try_send(xid).is_ok()
     });
     if !told {
@@ -253,22 +260,31 @@ fn wait(set: &EventSet<'_>, shared: &Shared, tell: &mpsc::Sender<Xid>) -> Result
     Ok(true)
 }
 
-/// A set of the XIDs of these GPUs, and of which of them. One that cannot be registered takes the
-/// set with it, so another is begun without.
-fn register<'n>(nvml: &'n Nvml, wanted: &BTreeSet<u32>) -> (Option<EventSet<'n>>, BTreeSet<u32>) {
+/// UUIDs of GPUs, by [`handle`].
+type Names = BTreeMap<String, String>;
+
+/// What tells GPUs apart without asking them: one that has an XID may be past answering. The handle
+/// itself is only given to code that may do anything with it.
+fn handle(gpu: &Device<'_>) -> String {
+    format!("{gpu:?}")
+}
+
+/// A set of the XIDs of these GPUs, which of them, and how they are named. One that cannot be
+/// registered takes the set with it, so another is begun without.
+fn register<'n>(
+    nvml: &'n Nvml,
+    wanted: &BTreeSet<u32>,
+) -> (Option<EventSet<'n>>, BTreeSet<u32>, Names) {
     let kind = EventTypes::CRITICAL_XID_ERROR;
     let has = |index: &u32| {
         let types = nvml.device_by_index(*index).and_then(|gpu| gpu.supported_event_types());
         types.is_ok_and(|types| types.contains(kind))
     };
     let mut able: BTreeSet<u32> = wanted.iter().copied().filter(has).collect();
-    if able.is_empty() {
-        return (None, able);
-    }
     // Each round that fails leaves one out.
-    for _ in 0..=able.len() {
+    while !able.is_empty() {
         match register_all(nvml, &able, kind) {
-            Ok(set) => return (Some(set), able),
+            Ok((set, names)) => return (Some(set), able, names),
             Err((Some(index), error)) => {
                 tracing::warn!(gpu = index, error, "no XIDs of this GPU are told");
                 able.remove(&index);
@@ -279,7 +295,7 @@ fn register<'n>(nvml: &'n Nvml, wanted: &BTreeSet<u32>) -> (Option<EventSet<'n>>
             }
         }
     }
-    (None, BTreeSet::new())
+    (None, BTreeSet::new(), Names::new())
 }
 
 /// A set of all of these GPUs, or which of them cannot be in one.
@@ -287,13 +303,16 @@ fn register_all<'n>(
     nvml: &'n Nvml,
     able: &BTreeSet<u32>,
     kind: EventTypes,
-) -> Result<EventSet<'n>, (Option<u32>, String)> {
+) -> Result<(EventSet<'n>, Names), (Option<u32>, String)> {
     let mut set = nvml.create_event_set().map_err(|error| (None, error.to_string()))?;
+    let mut names = Names::new();
     for index in able {
         let refused = |error: String| (Some(*index), error);
         let gpu = nvml.device_by_index(*index).map_err(|error| refused(error.to_string()))?;
+        let uuid = gpu.uuid().map_err(|error| refused(error.to_string()))?;
         let with = gpu.register_events(kind, set);
         set = with.map_err(|error| refused(error.to_string()))?;
+        names.insert(handle(&gpu), uuid);
     }
-    Ok(set)
+    Ok((set, names))
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
@@ -34,6 +34,8 @@ pub(super) struct Who {
     pub(super) index: u32,
     pub(super) host: HostName,
     pub(super) driver: String,
+    /// What it and its instances did not tell, however often they are looked for anew.
+    pub(super) silent: Arc<Mutex<[Silent; 2]>>,
 }
 
 /// Starts the thread; it ends when the returned end of the questions is dropped. At most one
@@ -56,9 +58,9 @@ pub(super) fn start(
 }
 
 fn work(nvml: &Nvml, who: &Who, asks: &Receiver<u64>, answers: &mpsc::Sender<Answer>) {
-    let mut silent = [Silent::default(), Silent::default()];
     let mut found: Option<Asked<'_>> = None;
     while let Ok(number) = asks.recv() {
+        let Ok(mut silent) = who.silent.lock() else { return };
         let told = tell(nvml, who, &mut found, &mut silent);
         if told.is_err() {
             found = None;
@@ -68,6 +70,7 @@ fn work(nvml: &Nvml, who: &Who, asks: &Receiver<u64>, answers: &mpsc::Sender<Ans
                 tracing::info!(gpu = who.index, of, fields, "not told here, and left out");
             }
         }
+        drop(silent);
         if answers.try_send(Answer { index: who.index, number, told }).is_err() {
             return; // nobody asks any more
         }
