@@ -1,6 +1,7 @@
-//! `nexus-streamer nvml`: asks for this host's GPUs, then streams them like any other source.
+//! `nexus-streamer nvml`: asks for this host's GPUs, then streams them, and nothing else: where GPUs
+//! are, files of others may not be.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
 use nexus_common::{
     keyspace::{SourceKind, live::Nvml},
@@ -44,6 +45,9 @@ pub struct NvmlArgs {
 pub async fn nvml(args: NvmlArgs) -> anyhow::Result<()> {
     let host =
         args.run.host().context("this host's name is none that can be stored; give --host-name")?;
+    if args.run.csv_file.is_some() {
+        bail!("--csv-file: files are read by nexus-streamer run");
+    }
     let name = match args.name {
         Some(name) => name,
         None => SourceId::new(&format!("nvml-{host}")).context("give the source a --name")?,
@@ -57,5 +61,5 @@ pub async fn nvml(args: NvmlArgs) -> anyhow::Result<()> {
         let found = probe(&name, args.run.nvml_library.clone()).await;
         found.map_err(|error| NoDriver(error.to_string()))?;
     }
-    run_with(args.run, Some((name, wanted))).await
+    run_with(args.run, Some((name, wanted)), true).await
 }

@@ -34,13 +34,19 @@ const FILL_MAX: f64 = 0.8;
 /// # Errors
 /// When the file cannot be read, a flag not be used, or an address not be bound.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    run_with(args, None).await
+    run_with(args, None, false).await
 }
 
-/// Runs a streamer that first makes sure that a source is wanted.
-pub(crate) async fn run_with(args: Args, wanted: Option<(SourceId, Wanted)>) -> anyhow::Result<()> {
+/// Runs a streamer that first makes sure that a source is wanted; `apart`, if it shall work on
+/// nothing but what is of its host.
+pub(crate) async fn run_with(
+    args: Args,
+    wanted: Option<(SourceId, Wanted)>,
+    apart: bool,
+) -> anyhow::Result<()> {
     let given = args.instance_id.clone();
     let process = Process::start(Role::Streamer, args.common.clone(), given.as_ref()).await?;
+    let process = Process { apart, ..process };
     let registration = Registration::of(&args)?;
     let routes = health_routes(Arc::clone(&process.metrics), Arc::clone(&process.health));
     // Served to the very end: draining can be watched, too.

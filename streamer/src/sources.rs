@@ -38,13 +38,15 @@ struct Known {
     shunned: HashMap<SourceId, Instant>,
     /// Where we are.
     host: Option<HostName>,
+    /// Everything but what only a streamer on this host may work on is left to others.
+    apart: bool,
 }
 
 impl Sources {
     /// Follows sources and shards until the session ends; we are on `host`.
     pub(crate) fn follow(life: &Life, host: Option<HostName>) -> Arc<Self> {
         let sources = Arc::new(Self {
-            known: Mutex::new(Known { host, ..Known::default() }),
+            known: Mutex::new(Known { host, apart: life.process.apart, ..Known::default() }),
             items: watch::Sender::new(BTreeSet::new()),
             own_items: watch::Sender::new(BTreeSet::new()),
             uncut: watch::Sender::new(BTreeSet::new()),
@@ -129,7 +131,8 @@ impl Sources {
         let Ok(mut known) = self.known.lock() else { return };
         let now = Instant::now();
         known.shunned.retain(|_, until| *until > now);
-        replace(&self.items, known.items(None));
+        let shared = if known.apart { BTreeSet::new() } else { known.items(None) };
+        replace(&self.items, shared);
         let own = known.host.as_ref().map(|host| known.items(Some(host)));
         replace(&self.own_items, own.unwrap_or_default());
         replace(&self.uncut, known.uncut());
@@ -177,8 +180,11 @@ impl Known {
         });
         let whole: Vec<SourceId> = whole.map(|(id, _)| id.clone()).collect();
         self.whole.extend(whole);
-        let open = self.sources.keys().filter(|id| self.is_open(id));
-        open.filter(|id| !self.whole.contains(*id)).cloned().collect()
+        let open = self.sources.iter().filter(|(id, _)| self.is_open(id));
+        let ours = open.filter(|(_, source)| {
+            !self.apart || (self.host.is_some() && source.kind.only_on() == self.host.as_ref())
+        });
+        ours.map(|(id, _)| id).filter(|id| !self.whole.contains(*id)).cloned().collect()
     }
 
     fn put(&mut self, keyspace: &Keyspace, entry: &Entry) {

@@ -77,6 +77,9 @@ pub struct Instance {
     pub version: String,
     /// What it is doing.
     pub state: InstanceState,
+    /// It works on what it alone may work on, and takes no share of anything else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
     /// When it started.
     pub started_at: Timestamp,
     /// Claims it holds.

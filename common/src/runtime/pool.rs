@@ -193,7 +193,7 @@ impl<'a> Pool<'a> {
 
     fn member(&mut self, entry: &Entry) {
         match from_json::<Instance>(&entry.key, &entry.value) {
-            Ok(instance) if instance.state == InstanceState::Active => {
+            Ok(instance) if instance.state == InstanceState::Active && !instance.apart => {
                 self.members.insert(instance.instance);
             }
             Ok(instance) => {

@@ -401,3 +401,41 @@ async fn only_a_streamer_on_the_host_claims_its_gpus() {
     spare.terminate().await;
     case.audited_until("nothing is there twice", |_| true).await;
 }
+
+#[tokio::test]
+async fn one_that_streams_gpus_takes_no_share_of_anything_else() {
+    let etcd = TestEtcd::start();
+    let case = Case::new(&etcd, "/apart").await;
+    let fake = Fake::new(&case, "fake.so");
+    let apart = fake.stream(&case, "h", &["--instance-id", "apart"]);
+    let told = |seen: &Seen| series(seen, "GPU-1", "temperature[]").len() > 3;
+    seen_until(&case, "GPUs are told", told).await;
+    let eight = "sources: [{name: sim, simulate: {hosts: 8, gpus: 1, interval: 100ms}}]";
+    let file = case.write("sources.yaml", eight);
+    let (good, said) = source(&case, &["apply", "-f", file.to_str().unwrap()]);
+    assert!(good, "{said}");
+    let other = case.start(&["--instance-id", "other", "--host-name", "elsewhere"]);
+    let owners = || async {
+        let range = case.etcd.keyspace().prefix("claims/shards/");
+        let claims = case.etcd.range(&range, Default::default()).await.unwrap().entries;
+        let mut owners: Vec<String> = Vec::new();
+        for entry in claims {
+            let claimant: Claimant = from_json(&entry.key, &entry.value).unwrap();
+            owners.push(claimant.instance.to_string());
+        }
+        owners.sort();
+        owners
+    };
+    let expected = [vec!["apart"], vec!["other"; 8]].concat();
+    let since = Instant::now();
+    while owners().await != expected {
+        assert!(since.elapsed() < SOON, "{:?}", owners().await);
+        sleep(LOOK).await;
+    }
+    // All are measured, and nobody gives any back because there are two.
+    let hosts = |seen: &Seen| seen.keys().filter(|key| key.0.starts_with("sim-")).count();
+    seen_until(&case, "all are measured", |seen| hosts(seen) > 8 * 12 * 20).await;
+    assert_eq!(owners().await, expected);
+    apart.terminate().await;
+    other.terminate().await;
+}
