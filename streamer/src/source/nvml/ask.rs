@@ -70,14 +70,14 @@ impl<'n> Asked<'n> {
     fn tell_between(&mut self, told: &mut Told, silent: &mut Silent) -> Result<(), Trouble> {
         const FIELD: &str = "DCGM_FI_PROF_*";
         let before = self.before.take();
-        if told.some(silent, FIELD, self.device.gpm_support())? != Some(true) {
+        if silent.hear(FIELD, self.device.gpm_support())? != Some(true) {
             return Ok(());
         }
-        self.before = told.some(silent, FIELD, self.device.gpm_sample())?;
+        self.before = silent.hear(FIELD, self.device.gpm_sample())?;
         let Some((before, now)) = before.as_ref().zip(self.before.as_ref()) else { return Ok(()) };
         let ids: Vec<GpmMetricId> = BETWEEN.iter().map(|(id, _, _)| *id).collect();
         let asked = gpm_metrics_get(self.nvml, before, now, &ids);
-        let Some(values) = told.some(silent, FIELD, asked)? else { return Ok(()) };
+        let Some(values) = silent.hear(FIELD, asked)? else { return Ok(()) };
         for ((_, field, unit), value) in BETWEEN.iter().zip(values) {
             let value = value.map(|metric| SampleValue::F64(metric.value));
             told.take(silent, field, *unit, value)?;
@@ -108,7 +108,7 @@ fn describe(
 }
 
 fn tell_load(device: &Device<'_>, told: &mut Told, silent: &mut Silent) -> Result<(), Trouble> {
-    if let Some(rates) = told.some(silent, "DCGM_FI_DEV_GPU_UTIL", device.utilization_rates())? {
+    if let Some(rates) = silent.hear("DCGM_FI_DEV_GPU_UTIL", device.utilization_rates())? {
         told.put("DCGM_FI_DEV_GPU_UTIL", Unit::Same, &SampleValue::U32(rates.gpu));
         told.put("DCGM_FI_DEV_MEM_COPY_UTIL", Unit::Same, &SampleValue::U32(rates.memory));
     }
@@ -120,7 +120,7 @@ fn tell_load(device: &Device<'_>, told: &mut Told, silent: &mut Silent) -> Resul
 }
 
 fn tell_memory(device: &Device<'_>, told: &mut Told, silent: &mut Silent) -> Result<(), Trouble> {
-    if let Some(memory) = told.some(silent, "DCGM_FI_DEV_FB_USED", device.memory_info())? {
+    if let Some(memory) = silent.hear("DCGM_FI_DEV_FB_USED", device.memory_info())? {
         told.put("DCGM_FI_DEV_FB_TOTAL", Unit::Mib, &SampleValue::U64(memory.total));
         told.put("DCGM_FI_DEV_FB_USED", Unit::Mib, &SampleValue::U64(memory.used));
         told.put("DCGM_FI_DEV_FB_FREE", Unit::Mib, &SampleValue::U64(memory.free));
@@ -152,8 +152,8 @@ fn tell_power_and_clocks(
         if state < 16 { Ok(state) } else { Err(NvmlError::UnexpectedVariant(state)) }
     });
     count("DCGM_FI_DEV_PSTATE", Unit::Same, state)?;
-    const FIELD: &str = "DCGM_FI_DEV_CLOCKS_EVENT_REASONS";
-    if let Some(reasons) = told.some(silent, FIELD, device.current_throttle_reasons())? {
+    const FIELD: &str = "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS";
+    if let Some(reasons) = silent.hear(FIELD, device.current_throttle_reasons())? {
         tell_reasons(told, reasons);
     }
     Ok(())
@@ -168,10 +168,10 @@ fn fastest_fan(device: &Device<'_>) -> Result<u32, NvmlError> {
 
 fn tell_reasons(told: &mut Told, reasons: ThrottleReasons) {
     let bits = SampleValue::U64(reasons.bits());
-    told.put("DCGM_FI_DEV_CLOCKS_EVENT_REASONS", Unit::Same, &bits);
+    told.put("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS", Unit::Same, &bits);
     for (reason, name) in REASONS {
         let holds = f64::from(u8::from(reasons.contains(reason)));
-        told.put_labelled("clocks_event_reason", ("reason", name), holds);
+        told.put_labelled("throttle_reason", ("reason", name), holds);
     }
 }
 
@@ -188,7 +188,7 @@ fn tell_links(device: &Device<'_>, told: &mut Told, silent: &mut Silent) -> Resu
 fn tell_fields(device: &Device<'_>, told: &mut Told, silent: &mut Silent) -> Result<(), Trouble> {
     let ids: Vec<FieldId> = FIELDS.iter().map(|(id, _, _)| FieldId(*id)).collect();
     let asked = device.field_values_for(&ids);
-    let Some(values) = told.some(silent, "fields", asked)? else { return Ok(()) };
+    let Some(values) = silent.hear("fields", asked)? else { return Ok(()) };
     for ((_, field, unit), value) in FIELDS.iter().zip(values) {
         told.take(silent, field, *unit, value.and_then(|sample| sample.value))?;
     }
@@ -206,7 +206,7 @@ fn tell_processes(
         ("compute_processes", device.running_compute_processes()),
         ("graphics_processes", device.running_graphics_processes()),
     ] {
-        let Some(processes) = told.some(silent, metric, asked)? else { continue };
+        let Some(processes) = silent.hear(metric, asked)? else { continue };
         let count = u32::try_from(processes.len()).unwrap_or(u32::MAX);
         told.put(metric, Unit::Same, &SampleValue::U32(count));
         for ProcessInfo { pid, used_gpu_memory, .. } in processes {
@@ -238,16 +238,15 @@ fn tell_instances(
     all: &mut Vec<Told>,
     silent: &mut Silent,
 ) -> Result<(), Trouble> {
-    let none = Told::of(gpu.clone());
-    let mode = none.some(silent, "MIG", device.mig_mode())?;
+    let mode = silent.hear("MIG", device.mig_mode())?;
     if mode.is_none_or(|mode| mode.current != MIG_ENABLED) {
         return Ok(());
     }
-    let count = none.some(silent, "MIG", device.mig_device_count())?.unwrap_or(0);
+    let count = silent.hear("MIG", device.mig_device_count())?.unwrap_or(0);
     for nth in 0..count.min(INSTANCES_MAX) {
         // A place without an instance is told as an error, and nothing is wrong with it.
         let Ok(instance) = device.mig_device_by_index(nth) else { continue };
-        let Some(uuid) = none.some(silent, "MIG", instance.uuid())? else { continue };
+        let Some(uuid) = silent.hear("MIG", instance.uuid())? else { continue };
         let name = instance.name().unwrap_or_default();
         let id = GpuId::new(&format!("{}:{}", gpu.id, instance_id(&uuid)))?;
         let mut told = Told::of(Gpu { id, mig_profile: profile(&name).to_owned(), ..gpu.clone() });

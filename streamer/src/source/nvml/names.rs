@@ -91,7 +91,7 @@ pub(super) const BETWEEN: [(GpmMetricId, &str, Unit); 12] = [
 ];
 
 /// Why clocks are lower than they could be: one series a reason, 1 while it holds. DCGM has them
-/// as the bits of `DCGM_FI_DEV_CLOCKS_EVENT_REASONS`.
+/// as the bits of `DCGM_FI_DEV_CLOCK_THROTTLE_REASONS`.
 pub(super) const REASONS: [(ThrottleReasons, &str); 9] = [
     (ThrottleReasons::GPU_IDLE, "gpu_idle"),
     (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "applications_clocks_setting"),

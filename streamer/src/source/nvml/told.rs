@@ -38,9 +38,21 @@ pub(super) struct Silent {
 }
 
 impl Silent {
-    fn note(&mut self, field: &'static str, error: &NvmlError) {
-        if self.known.insert(field) {
-            self.fresh.push(format!("{field} ({error})"));
+    /// What was asked for as `field`, if it was told. What is not told is noted.
+    pub(super) fn hear<T>(
+        &mut self,
+        field: &'static str,
+        asked: Result<T, NvmlError>,
+    ) -> Result<Option<T>, Trouble> {
+        match asked {
+            Ok(told) => Ok(Some(told)),
+            Err(error) if is_lost(&error) => Err(Trouble::Lost(error)),
+            Err(error) => {
+                if self.known.insert(field) {
+                    self.fresh.push(format!("{field} ({error})"));
+                }
+                Ok(None)
+            }
         }
     }
 
@@ -81,11 +93,8 @@ impl Told {
         unit: Unit,
         asked: Result<SampleValue, NvmlError>,
     ) -> Result<(), Trouble> {
-        match asked {
-            Ok(raw) => self.put(field, unit, &raw),
-            Err(error) => {
-                self.miss(silent, field, error)?;
-            }
+        if let Some(raw) = silent.hear(field, asked)? {
+            self.put(field, unit, &raw);
         }
         Ok(())
     }
@@ -99,33 +108,6 @@ impl Told {
         asked: Result<u32, NvmlError>,
     ) -> Result<(), Trouble> {
         self.take(silent, field, unit, asked.map(SampleValue::U32))
-    }
-
-    /// What was asked for, if it was told.
-    pub(super) fn some<T>(
-        &self,
-        silent: &mut Silent,
-        field: &'static str,
-        asked: Result<T, NvmlError>,
-    ) -> Result<Option<T>, Trouble> {
-        match asked {
-            Ok(told) => Ok(Some(told)),
-            Err(error) => self.miss(silent, field, error).map(|()| None),
-        }
-    }
-
-    #[allow(clippy::unused_self)] // reads as what it is: something that this GPU does not tell
-    fn miss(
-        &self,
-        silent: &mut Silent,
-        field: &'static str,
-        error: NvmlError,
-    ) -> Result<(), Trouble> {
-        if is_lost(&error) {
-            return Err(Trouble::Lost(error));
-        }
-        silent.note(field, &error);
-        Ok(())
     }
 
     /// A value by DCGM's name of its field.
