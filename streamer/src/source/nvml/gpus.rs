@@ -240,13 +240,12 @@ impl Gpus {
             let (own, others): (Vec<Xid>, Vec<Xid>) =
                 std::mem::take(&mut now).into_iter().partition(|xid| xid.uuid == *uuid);
             now = others;
-            let xids: Vec<u64> = own.iter().map(|xid| xid.xid).collect();
-            if !xids.is_empty() {
-                tracing::warn!(uuid, ?xids, "a GPU has XID errors");
+            if let Some(last) = own.last() {
+                tracing::warn!(uuid, count = own.len(), last = last.xid, "a GPU has XID errors");
+                known.xid = Some(last.xid);
             }
-            known.xid = xids.last().copied().or(known.xid);
             let (mut times, mut values) = timed(&own, from, at);
-            if sticky.contains(uuid) || !xids.is_empty() {
+            if sticky.contains(uuid) || !own.is_empty() {
                 times.push(at);
                 values.push(known.xid.unwrap_or(0) as f64);
             }
