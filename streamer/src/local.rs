@@ -16,7 +16,7 @@ use nexus_common::{
 use tokio::time::sleep;
 
 use crate::{
-    live::{Tick, tick},
+    live::{Measured, Tick, tick},
     shard::{Go, ShardError, Shards},
     source::nvml::{Gpus, OpenError},
 };
@@ -52,18 +52,7 @@ impl Shards {
                 () = gone.as_mut() => return Ok(Go::Ended),
                 waited = self.wait_for_room(&mut producer) => waited?,
             }
-            let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
-            let from = producer.progress().offset;
-            let (at, missed) = match tick(from, nvml.interval_ms, now) {
-                Tick::Due { at, missed } => (at, missed),
-                Tick::Next(next) => {
-                    let nap = NAP.min(Duration::from_millis(next.saturating_sub(now).max(1)));
-                    tokio::select! {
-                        () = gone.as_mut() => return Ok(Go::Ended),
-                        () = sleep(nap) => continue,
-                    }
-                }
-            };
+            // Before it is decided which tick is due: opening the library takes its time.
             let ready = tokio::select! {
                 () = gone.as_mut() => return Ok(Go::Ended),
                 ready = gpus.ready() => ready,
@@ -76,11 +65,23 @@ impl Shards {
                 }
             }
             waiting = Waiting::default();
+            let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
+            let from = producer.progress().offset;
+            let (at, missed) = match tick(from, nvml.interval_ms, now) {
+                Tick::Due { at, missed } => (at, missed),
+                Tick::Next(next) => {
+                    let nap = NAP.min(Duration::from_millis(next.saturating_sub(now).max(1)));
+                    tokio::select! {
+                        () = gone.as_mut() => return Ok(Go::Ended),
+                        () = sleep(nap) => continue,
+                    }
+                }
+            };
             let measured = tokio::select! {
                 () = gone.as_mut() => return Ok(Go::Ended),
                 measured = gpus.measure(from, at, patience(nvml.interval_ms)) => measured,
             };
-            let measured = crate::live::Measured { missed, ..measured };
+            let measured = Measured { missed, ..measured };
             let cluster = nvml.cluster.as_ref().unwrap_or(&self.life.process.args.cluster_id);
             match self.send(&mut producer, cluster.clone(), measured).await? {
                 Enqueued::Committed => {}

@@ -86,13 +86,12 @@ async fn stream(
         args: Arc::clone(&args),
     });
     let work = |work| Arc::clone(&shards).serve(work);
-    let own = |work| Arc::clone(&shards).serve(work);
     tokio::select! {
         // Until the session's end or the process': both pools give everything back then.
         _ = async {
             tokio::join!(
-                work_on(&life, "claims/shards/", sources.items(), work),
-                work_alone_on(&life, "claims/shards/", sources.own_items(), own),
+                work_on(&life, "claims/shards/", sources.items(), &work),
+                work_alone_on(&life, "claims/shards/", sources.own_items(), &work),
             )
         } => {}
         () = watch_fill(&life, args.etcd_quota_bytes, &full) => {}

@@ -217,7 +217,11 @@ async fn a_gpu_that_hangs_stops_nobody_and_is_asked_once() {
     fake.shall("gpus 3\n");
     let streamer = fake.stream(&case, "h", &[]);
     let told = |seen: &Seen, gpu: &str| series(seen, gpu, "temperature[]").len();
-    seen_until(&case, "all answer", |seen| told(seen, "GPU-1") > 3).await;
+    // XIDs are waited for: nobody but its thread has anything to ask a GPU from then on.
+    let settled = |seen: &Seen| {
+        ["GPU-0", "GPU-1", "GPU-2"].iter().all(|gpu| series(seen, gpu, "xid_error[]").len() > 3)
+    };
+    seen_until(&case, "all answer", settled).await;
     fake.shall("gpus 3\nhang 1\n");
     streamer.wait_for_log("a GPU does not answer").await;
     let then = queued(&case).await;
@@ -228,6 +232,16 @@ async fn a_gpu_that_hangs_stops_nobody_and_is_asked_once() {
     assert_eq!(fake.noted("hang 1"), 1, "one thread is in there, and no other joins it");
     let hung = progress(&case, "nvml-h").await.rows_rejected["GPU hung"];
     assert!(hung >= 20, "{hung}");
+    // Nor when the source is given back and taken up again.
+    assert!(source(&case, &["pause", "nvml-h"]).0);
+    case.idle().await;
+    assert!(source(&case, &["resume", "nvml-h"]).0);
+    let paused = queued(&case).await;
+    seen_until(&case, "the others go on again", |seen| {
+        told(seen, "GPU-0") > told(&paused, "GPU-0") + 5
+    })
+    .await;
+    assert_eq!(fake.noted("hang 1"), 1, "the thread of before still is in there");
     fake.shall("gpus 3\n");
     streamer.wait_for_log("a GPU answers again").await;
     seen_until(&case, "it is back", |seen| told(seen, "GPU-1") > told(&then, "GPU-1") + 3).await;

@@ -143,8 +143,9 @@ impl Gpus {
     /// nothing new.
     fn shall_begin_anew(&self) -> bool {
         let Some(session) = &self.session else { return false };
-        let hangs = session.slots.iter().any(|slot| slot.state == State::Hung);
-        let changed = session.opened.shared.changed.load(Relaxed);
+        let shared = &session.opened.shared;
+        let hangs = shared.hangs() || session.slots.iter().any(|slot| slot.state == State::Hung);
+        let changed = shared.changed.load(Relaxed);
         !hangs && (changed || self.search.at.is_some_and(|at| at <= Instant::now()))
     }
 

@@ -30,6 +30,8 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 const OPEN_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at which GPUs there are; also how long XIDs are waited for at a time.
 const LOOK: Duration = Duration::from_millis(500);
+/// Longest that a look may take: waking the events of eight GPUs takes a second or two.
+const LOOK_MAX: Duration = Duration::from_secs(10);
 /// Where the kernel's driver lists its GPUs; not there where it is another system's.
 const LISTING: &str = "/proc/driver/nvidia/gpus";
 /// What the driver calls an XID that it does not know.
@@ -62,7 +64,7 @@ pub(super) struct Xid {
 }
 
 /// What the thread and who asks GPUs tell each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     /// GPUs that have answered: only these are asked for XIDs, because asking one that hangs would
     /// keep the others' from being told.
@@ -71,8 +73,27 @@ pub(super) struct Shared {
     pub(super) watched: Mutex<BTreeSet<u32>>,
     /// There are other GPUs than when the library was opened.
     pub(super) changed: AtomicBool,
+    /// When the thread was last seen outside the library.
+    looked: Mutex<Instant>,
     /// XIDs for which there was no room, or of GPUs that could not be named.
     pub(super) dropped: AtomicU64,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            answering: Mutex::default(),
+            watched: Mutex::default(),
+            changed: AtomicBool::default(),
+            looked: Mutex::new(Instant::now()),
+            dropped: AtomicU64::default(),
+        }
+    }
+
+    /// Whether the thread does not come back from the library.
+    pub(super) fn hangs(&self) -> bool {
+        self.looked.lock().is_ok_and(|at| at.elapsed() > LOOK_MAX)
+    }
 }
 
 /// The library, open until this is dropped.
@@ -109,7 +130,7 @@ pub(super) async fn open(source: &SourceId, library: Option<PathBuf>) -> Result<
     let Some(seat) = sit_down(source).await else {
         return Err(OpenError::Busy { library: called });
     };
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new());
     let (tell, xids) = mpsc::channel(XIDS_MAX);
     let (stop, stopped) = channel();
     let (found, finding) = oneshot::channel();
@@ -189,6 +210,9 @@ fn watch(
     let mut names = Names::new();
     let mut failed = false;
     loop {
+        if let Ok(mut at) = shared.looked.lock() {
+            *at = Instant::now();
+        }
         // An error is a change, too: the driver has gone.
         if nvml.device_count().ok() != Some(count) || listing() != listed {
             shared.changed.store(true, Relaxed);
