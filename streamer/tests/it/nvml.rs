@@ -200,11 +200,11 @@ async fn values_arrive_as_they_were_told_on_the_grid_and_under_the_names_of_csv_
     assert_eq!(between("GPU-0", "process_memory_mb[(\"rank\", \"9\")]"), None);
     let progress = progress(&case, "nvml-dgx-1").await;
     assert_eq!((progress.rejected(), progress.rows_accepted), (0, seen.len() as u64));
-    assert_eq!(streamer_said(&case, "DCGM_FI_DEV_ROW_REMAP_FAILURE (").len(), 2, "once a GPU");
+    assert_eq!(logged(&case, "DCGM_FI_DEV_ROW_REMAP_FAILURE (").len(), 2, "once a GPU");
 }
 
 /// Lines of the log that hold `text`.
-fn streamer_said(case: &Case, text: &str) -> Vec<String> {
+fn logged(case: &Case, text: &str) -> Vec<String> {
     let log = std::fs::read_to_string(case.path("streamer.log")).unwrap();
     log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
 }
@@ -363,7 +363,8 @@ async fn only_a_streamer_on_the_host_claims_its_gpus() {
     let run = |fake: &Fake, host: &str, name: &str| {
         let flags = fake.flags(host);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        case.start(&[&["run", "--instance-id", name], flags.as_slice()].concat())
+        let told: &[&str] = &["--log-level", "nexus_common=debug,info"];
+        case.start(&[&["run", "--instance-id", name], told, flags.as_slice()].concat())
     };
     // Alone, it leaves the other's alone, for as long as an orphan would wait and longer.
     let first = run(&a, "a", "on-a");
@@ -372,6 +373,9 @@ async fn only_a_streamer_on_the_host_claims_its_gpus() {
         series(seen, "GPU-0", "temperature[]").len() > 40
     });
     assert_eq!(of(&seen.await, "b"), 0);
+    let claims = logged(&case, "claimed item=");
+    assert!(claims.iter().any(|line| line.contains("gpus-a")), "{claims:?}");
+    assert!(!claims.iter().any(|line| line.contains("gpus-b")), "{claims:?}");
     let second = run(&b, "b", "on-b");
     let spare = run(&a, "a", "spare-of-a");
     spare.wait_for_log("spare-of-a").await;
