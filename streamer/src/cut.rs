@@ -127,7 +127,7 @@ fn open(source: Source) -> Result<Cut, CutError> {
         SourceKind::Csv { path, bytes, fingerprint, replay } => {
             (open_same(Path::new(&path), bytes, &fingerprint)?, replay)
         }
-        SourceKind::Simulate(_) | SourceKind::Scrape(_) => {
+        SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => {
             return Err(CutError::Unusable(anyhow::anyhow!("it has no file to be cut")));
         }
     };

@@ -9,6 +9,8 @@ mod cut;
 pub mod generate;
 mod interval;
 mod live;
+mod local;
+pub mod nvml;
 mod prepare;
 mod register;
 mod rounds;

@@ -7,8 +7,8 @@ use crate::{
     keyspace::{
         Source, SourceKind,
         live::{
-            BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, SCRAPE_SHARDS_MAX,
-            Scrape, Simulate, TARGETS_MAX,
+            BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml,
+            SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
         },
     },
     limits::SECTION_SERIES_MAX,
@@ -56,6 +56,9 @@ impl Wanted {
             SourceKind::Csv { .. } => {}
             SourceKind::Simulate(simulate) => check_simulate(simulate)?,
             SourceKind::Scrape(scrape) => check_scrape(scrape)?,
+            SourceKind::Nvml(nvml) => {
+                check_range("interval, in milliseconds,", nvml.interval_ms, INTERVAL_MS)?;
+            }
         }
         Ok(Self { kind })
     }
@@ -83,6 +86,7 @@ impl Wanted {
                 let target_shards = old.target_shards;
                 SourceKind::Scrape(Box::new(Scrape { target_shards, ..(**wanted).clone() }))
             }
+            (SourceKind::Nvml(wanted), SourceKind::Nvml(old)) => same_host(id, wanted, old)?,
             (wanted, old) if same_file(wanted, old) => return Ok(None),
             (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. }) => {
                 let reason = format!(
@@ -107,6 +111,7 @@ fn name(kind: &SourceKind) -> &'static str {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => "csv",
         SourceKind::Simulate(_) => "simulate",
         SourceKind::Scrape(_) => "scrape",
+        SourceKind::Nvml(_) => "nvml",
     }
 }
 
@@ -116,6 +121,7 @@ fn shards(kind: &SourceKind) -> u32 {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => 0,
         SourceKind::Simulate(simulate) => simulate.shards(),
         SourceKind::Scrape(scrape) => scrape.target_shards,
+        SourceKind::Nvml(_) => 1,
     }
 }
 
@@ -129,8 +135,17 @@ fn same_file(wanted: &SourceKind, is: &SourceKind) -> bool {
                 && speed == replay.as_ref().map(|replay| replay.speed_milli)
                 && *looped == replay.as_ref().is_some_and(|replay| replay.looped)
         }
-        SourceKind::Simulate(_) | SourceKind::Scrape(_) => false,
+        SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => false,
     }
+}
+
+/// What was told of one host goes on being told of that one.
+fn same_host(id: &SourceId, wanted: &Nvml, old: &Nvml) -> Result<SourceKind, SourceError> {
+    if wanted.host == old.host {
+        return Ok(SourceKind::Nvml(wanted.clone()));
+    }
+    let reason = format!("{id} reads the GPUs of {}; choose a new name", old.host);
+    Err(SourceError::Field { field: "host", reason })
 }
 
 fn check_simulate(simulate: &Simulate) -> Result<(), SourceError> {

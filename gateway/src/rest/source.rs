@@ -104,7 +104,9 @@ impl SourceResource {
                 let speed = replay.as_ref().map(|r| r.speed_milli);
                 (Some(path), Some(*bytes), speed, replay.as_ref().is_some_and(|r| r.looped))
             }
-            SourceKind::Simulate(_) | SourceKind::Scrape(_) => (None, None, None, false),
+            SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => {
+                (None, None, None, false)
+            }
         };
         let mut rejected = BTreeMap::new();
         for (reason, rows) in lanes.iter().flat_map(|progress| &progress.rows_rejected) {

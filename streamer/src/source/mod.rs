@@ -3,6 +3,7 @@
 
 pub mod csv;
 pub mod file;
+pub(crate) mod nvml;
 pub mod scrape;
 pub mod shards;
 pub(crate) mod simulate;

@@ -6,6 +6,7 @@ mod exporter;
 mod fuzz;
 mod input;
 mod live;
+mod nvml;
 mod process;
 mod refusal;
 mod replay;
