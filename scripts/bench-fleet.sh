@@ -32,14 +32,30 @@ DIR=$STATE_DIR/bench
 PORT=${BENCH_ETCD_PORT:-12519}
 API=http://127.0.0.1:$GATEWAY_PORT_BASE
 
+# What scale.sh did not start, it does not stop.
+streamers=()
+stop_streamers() {
+    local pid
+    for pid in "${streamers[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+    for pid in "${streamers[@]}"; do
+        ended() { [[ -z $(command_of "$pid") ]]; }
+        wait_until 15 ended || true
+    done
+    streamers=()
+}
 clean_up() {
+    stop_streamers
     scripts/scale.sh all 0 >/dev/null 2>&1 || true
     stop_etcd
 }
 ask() { curl -fs --noproxy '*' --max-time 5 "$@"; }
 # all ROLE FIGURE: of every instance of a role, one a line (cpu: seconds so far; peak: MiB).
 all() {
-    local n
+    local n pid
+    if [[ $1 == streamer ]]; then
+        for pid in "${streamers[@]}"; do "$2" "$pid"; done
+        return
+    fi
     for n in $(instance_numbers "$1"); do "$2" "$(pid_in "$(pid_file "$1" "$n")")"; done
 }
 cpu_of() { all "$1" cpu | awk '{ sum += $1 } END { print sum }'; }
@@ -58,7 +74,7 @@ reading() {
         --argjson txns "$(figure etcd_mvcc_txn_total)" --argjson puts "$(figure etcd_mvcc_put_total)" --argjson missed "$(missed)" \
         --argjson streamers "$(cpu_of streamer)" --argjson collectors "$(cpu_of collector)" \
         --argjson gateway "$(cpu_of gateway)" --argjson etcd "$(cpu "$etcd_pid")" \
-        '{at: $at, stored: $stats.samples.stored, accepted: ($stats.samples.stored + $stats.samples.queued), txns: $txns, puts: $puts,
+        '{at: $at, accepted: $stats.samples.accepted, txns: $txns, puts: $puts,
           missed: $missed, cpu: {streamers: $streamers, collectors: $collectors, gateway: $gateway, etcd: $etcd}}'
 }
 rss() { awk '/^VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$1/status"; }
@@ -107,7 +123,7 @@ plot() {
 }
 
 fleet() {
-    local hosts=$1 lines n before after lag size
+    local hosts=$1 lines n pid before after lag size
     lines=$DIR/$NAME-$1.txt
     start_etcd
     scripts/scale.sh collector 2 >/dev/null
@@ -115,11 +131,11 @@ fleet() {
     for ((n = 1; n <= 2; n++)); do
         detach "$LOG_DIR/streamer-$n.log" env METRICS_LISTEN="127.0.0.1:$((STREAMER_METRICS_PORT_BASE + n - 1))" \
             "$(binary streamer)" simulate --hosts "$hosts" --gpus 8 --name fleet --instance-id "streamer-$n"
-        echo "$DETACHED_PID" >"$(pid_file streamer "$n")"
+        streamers+=("$DETACHED_PID")
     done
     sleep "$WARM" # what is measured has begun
-    for n in 1 2; do
-        [[ -n $(command_of "$(pid_in "$(pid_file streamer "$n")")") ]] || die "bench-fleet: a streamer has ended; see $LOG_DIR/streamer-$n.log"
+    for pid in "${streamers[@]}"; do
+        [[ -n $(command_of "$pid") ]] || die "bench-fleet: a streamer has ended; see $LOG_DIR/streamer-*.log"
     done
     before=$(reading)
     timeline "$lines"
@@ -138,6 +154,7 @@ fleet() {
            peak_mib: $memory, db_mib: ($size / 1048576 | round), bytes_per_sample: $bytes}'
     audit=$(ask --max-time 60 "$API/audit" | jq -r .clean)
     [[ $audit == true ]] || die "bench-fleet: the audit is not clean"
+    stop_streamers
     scripts/scale.sh all 0 >/dev/null
     stop_etcd
 }
