@@ -4,6 +4,7 @@
 //! read so far (`shards/`), what is queued and what is stored is nobody's to change but their
 //! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
 
+pub mod header;
 mod wanted;
 
 pub use wanted::{Applied, Wanted};
@@ -122,6 +123,15 @@ impl SourceDesk {
             }
         }
         Err(SourceError::Moving(id.clone()))
+    }
+
+    /// A source as it stands in etcd.
+    ///
+    /// # Errors
+    /// When it is not known, cannot be read, or etcd does not answer.
+    pub async fn get(&self, id: &SourceId) -> Result<Written, SourceError> {
+        let (position, source) = self.read(id).await?;
+        Ok(Written { source, revision: position.mod_revision })
     }
 
     /// All sources, by id.

@@ -8,20 +8,17 @@ use std::{
     sync::Arc,
 };
 
-use csv::ByteRecord;
-use nexus_common::model::{IdError, SourceId, Timestamp};
+use nexus_common::{
+    model::{IdError, SourceId, Timestamp},
+    sources::header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
+};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{
-    csv::{HeaderError, Layout, parse_timestamp},
-    shards,
-};
+use super::{csv::parse_timestamp, shards};
 
 /// Bytes of either end of a file that identify it: enough to hold timestamps and values.
 const EDGE_BYTES: u64 = 64 * 1024;
-/// Longest header, in bytes: bounds what is read of a file that is no CSV.
-const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// Longest part of a source id that comes from the file's name, in bytes.
 const STEM_BYTES_MAX: usize = 64;
 
@@ -244,19 +241,6 @@ fn open(path: &Path) -> Result<File, FileError> {
         return Err(FileError::NotAFile(path.to_owned()));
     }
     File::open(path).map_err(fail)
-}
-
-/// The first record, and where the next begins. Skips a byte order mark.
-fn read_header(head: &[u8]) -> io::Result<(ByteRecord, u64)> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(head);
-    let mut header = ByteRecord::new();
-    reader.read_byte_record(&mut header)?;
-    let mut end = reader.position().byte();
-    let at = usize::try_from(end).unwrap_or(usize::MAX);
-    if head.get(at) == Some(&b'\n') && head.get(at.wrapping_sub(1)) == Some(&b'\r') {
-        end += 1; // the reader stops between the two
-    }
-    Ok((header, end))
 }
 
 #[cfg(test)]

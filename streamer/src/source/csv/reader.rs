@@ -8,10 +8,11 @@ use std::{
     sync::Arc,
 };
 
+use nexus_common::sources::header::Layout;
+
 use super::{
     batch::{Batch, BatchLimits, Fill, Reject, RejectReason},
     clock::{Clock, Restamp, Stamped},
-    header::Layout,
     records::{Record, Records},
     series::{Known, Refusal, SeriesCache},
     template::Template,

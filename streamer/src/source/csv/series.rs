@@ -8,16 +8,11 @@ use nexus_common::{
     model::{
         Blank, Gpu, GpuId, HostName, Labels, Metric, MetricName, metric_by_dcgm, metric_by_name,
     },
+    sources::header::{Kind, Layout, ValueColumn},
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{
-    batch::RejectReason,
-    header::{Kind, Layout, ValueColumn},
-    label_text::parse_labels,
-    records::Record,
-    template::Template,
-};
+use super::{batch::RejectReason, label_text::parse_labels, records::Record, template::Template};
 
 /// Most series remembered: 20,000 GPUs with ten metrics each. Beyond, parsing again is cheaper
 /// than the memory.

@@ -1,10 +1,14 @@
-//! What the columns of a file mean.
+//! What the columns of a CSV file mean. Whoever takes a file in and whoever reads it must agree on
+//! that.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use csv::ByteRecord;
-use nexus_common::model::{METRICS, Metric};
 
+use crate::model::{METRICS, Metric};
+
+/// Longest header, in bytes: bounds what is read of a file that is no CSV.
+pub const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// Most column names an error repeats: a header of a wrong file may be megabytes of text.
 const NAMED_MAX: usize = 32;
 /// Longest column name an error repeats, in characters.
@@ -45,35 +49,49 @@ pub enum Kind {
 
 /// A column that holds values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ValueColumn {
+pub struct ValueColumn {
     /// Which column.
-    pub(super) column: usize,
+    pub column: usize,
     /// What it measures; none in the long layout, where the row says it.
-    pub(super) metric: Option<&'static Metric>,
+    pub metric: Option<&'static Metric>,
 }
 
 /// Where everything stands in a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    pub(super) kind: Kind,
-    pub(super) columns: usize,
-    pub(super) timestamp: usize,
-    pub(super) metric: Option<usize>,
-    pub(super) host: Option<usize>,
-    pub(super) uuid: Option<usize>,
-    pub(super) index: Option<usize>,
-    pub(super) device: Option<usize>,
-    pub(super) model: Option<usize>,
-    pub(super) driver: Option<usize>,
-    pub(super) mig_instance: Option<usize>,
-    pub(super) mig_profile: Option<usize>,
-    pub(super) labels_raw: Option<usize>,
+    /// Which of the layouts it is.
+    pub kind: Kind,
+    /// How many columns a row has.
+    pub columns: usize,
+    /// When it was measured.
+    pub timestamp: usize,
+    /// What was measured; none in the wide layout.
+    pub metric: Option<usize>,
+    /// The host.
+    pub host: Option<usize>,
+    /// The GPU's UUID.
+    pub uuid: Option<usize>,
+    /// The GPU's index on its host.
+    pub index: Option<usize>,
+    /// The device's name.
+    pub device: Option<usize>,
+    /// The GPU's model.
+    pub model: Option<usize>,
+    /// The version of the driver.
+    pub driver: Option<usize>,
+    /// The MIG instance.
+    pub mig_instance: Option<usize>,
+    /// Its profile.
+    pub mig_profile: Option<usize>,
+    /// Labels in Prometheus' text.
+    pub labels_raw: Option<usize>,
     /// Columns that are labels of the series, by label name.
-    pub(super) labels: Vec<(&'static str, usize)>,
-    pub(super) values: Vec<ValueColumn>,
+    pub labels: Vec<(&'static str, usize)>,
+    /// Columns that hold values.
+    pub values: Vec<ValueColumn>,
     /// Columns that tell series apart, in contiguous runs: a cached series is found by their
     /// bytes alone.
-    pub(super) identity: Vec<Range<usize>>,
+    pub identity: Vec<Range<usize>>,
     ignored: Vec<String>,
 }
 
@@ -194,13 +212,8 @@ impl Layout {
     }
 
     /// Whether rows of one series may differ in `column`: in when, how much, and what nobody reads.
-    pub(super) fn changes(&self, column: usize) -> bool {
+    pub fn changes(&self, column: usize) -> bool {
         !self.identity.iter().any(|run| run.contains(&column))
-    }
-
-    /// Which layout it is.
-    pub fn kind(&self) -> Kind {
-        self.kind
     }
 
     /// The timestamp of a record of this layout; none if it has another number of columns.
@@ -212,6 +225,22 @@ impl Layout {
     pub fn ignored(&self) -> &[String] {
         &self.ignored
     }
+}
+
+/// The first record of a file's head, and where the next begins. Skips a byte order mark.
+///
+/// # Errors
+/// None in practice: bytes in memory can be read.
+pub fn read_header(head: &[u8]) -> io::Result<(ByteRecord, u64)> {
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(head);
+    let mut header = ByteRecord::new();
+    reader.read_byte_record(&mut header)?;
+    let mut end = reader.position().byte();
+    let at = usize::try_from(end).unwrap_or(usize::MAX);
+    if head.get(at) == Some(&b'\n') && head.get(at.wrapping_sub(1)) == Some(&b'\r') {
+        end += 1; // the reader stops between the two
+    }
+    Ok((header, end))
 }
 
 #[cfg(test)]
@@ -226,7 +255,7 @@ mod tests {
     fn both_layouts_are_known_under_their_aliases() {
         let check = |header: &str, kind: Kind, values: usize, ignored: &[&str]| {
             let layout = layout(header).unwrap();
-            assert_eq!(layout.kind(), kind, "{header}");
+            assert_eq!(layout.kind, kind, "{header}");
             assert_eq!(layout.values.len(), values, "{header}");
             assert_eq!(layout.ignored(), ignored, "{header}");
         };
