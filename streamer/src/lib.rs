@@ -6,6 +6,7 @@
 pub mod args;
 pub mod ask;
 mod cut;
+mod follow;
 pub mod generate;
 mod interval;
 mod live;

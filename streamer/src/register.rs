@@ -1,27 +1,30 @@
 //! Registers a file as a source: its shards first, the source last. Whoever is first wins, and
 //! whoever is late finishes what another began.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, path::PathBuf, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nexus_common::{
     etcd::{Claim, Error, Etcd},
     keyspace::{
-        ClaimItem, FileRange, Key, Progress, Replay, Source, SourceKind, from_json, to_json,
+        ClaimItem, FileRange, Follow, Key, Progress, Replay, Source, SourceKind, from_json, to_json,
     },
     limits::TXN_OPS_MAX,
     model::{Lane, ShardId, SourceId, Timestamp},
     runtime::Life,
+    sources::Wanted,
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
     args::Args,
-    source::{CsvFile, FileIdentity},
+    source::{CsvFile, FileIdentity, file, named},
 };
 
 /// Most shards of one source: their keys are listed by every process.
 const SHARDS_MAX: u64 = 10_000;
+/// The name of standard input.
+const STANDARD_INPUT: &str = "-";
 /// How often we look whether whoever registers the source is done.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -34,13 +37,47 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Opens the file that the flags name.
+    /// Opens the files that the flags name; standard input is kept as one first. Blocking.
     ///
     /// # Errors
-    /// When it cannot be read, is no DCGM CSV, or has no times to replay by.
-    pub(crate) fn of(args: &Args) -> anyhow::Result<Option<Self>> {
-        let Some(path) = &args.csv_file else { return Ok(None) };
-        let path = std::path::absolute(path).context("find the working directory")?;
+    /// When one cannot be read, is no DCGM CSV, or has no times to replay by.
+    pub(crate) fn of(args: &Args) -> anyhow::Result<Vec<Self>> {
+        let Some(given) = args.csv_file.as_ref().filter(|_| !args.follow) else {
+            return Ok(Vec::new());
+        };
+        let absolute = |path| std::path::absolute(path).context("find the working directory");
+        let paths = if given.as_os_str() == STANDARD_INPUT {
+            tracing::info!(folder = %args.spool_dir.display(), "keeping standard input until its end");
+            vec![named::spool(std::io::stdin().lock(), &absolute(&args.spool_dir)?)?]
+        } else {
+            named::matching(&absolute(given)?)?
+        };
+        paths.into_iter().map(|path| Self::open(path, args)).collect()
+    }
+
+    /// Opens the files that the flags name to be followed, each a source named by its path: its
+    /// content has no end.
+    ///
+    /// # Errors
+    /// When there is none, or another flag does not go with it.
+    pub(crate) fn followed(args: &Args) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
+        let Some(given) = args.csv_file.as_ref().filter(|_| args.follow) else {
+            return Ok(Vec::new());
+        };
+        if args.replay_speed.is_some() || args.looped || given.as_os_str() == STANDARD_INPUT {
+            bail!("--follow goes with neither --replay-speed, --loop nor standard input");
+        }
+        let given = std::path::absolute(given).context("find the working directory")?;
+        let named = named::matching(&given)?.into_iter().map(|path| {
+            let id = file::id_of_path(&path)?;
+            let path = path.to_str().with_context(|| format!("{}: not UTF-8", path.display()))?;
+            let kind = SourceKind::Follow(Follow { path: path.to_owned() });
+            Ok((id, Wanted::new(kind)?))
+        });
+        named.collect()
+    }
+
+    fn open(path: PathBuf, args: &Args) -> anyhow::Result<Self> {
         let file = CsvFile::open(&path)?;
         for column in file.layout.ignored() {
             tracing::warn!(column, "a column without a meaning to us is ignored");
@@ -55,7 +92,7 @@ impl Registration {
             // Replaying a file is another source than reading it.
             source = SourceId::new(&format!("{source}.replay"))?;
         }
-        Ok(Some(Self { file, replay, source }))
+        Ok(Self { file, replay, source })
     }
 
     /// Makes sure that the source and all its shards are in etcd: by us, or by whoever has the
@@ -144,10 +181,10 @@ async fn create_missing(etcd: &Etcd, entries: &[(String, Vec<u8>)]) -> Result<()
 /// A replay follows time through the whole file, so it is not cut: shards of one file would
 /// take turns anyway.
 pub(crate) fn shards(file: &CsvFile, paced: bool) -> anyhow::Result<Vec<Range<u64>>> {
-    let bytes = file.identity.bytes;
     if paced {
-        return Ok(std::iter::once(file.header_end..bytes).collect());
+        return Ok(std::iter::once(file.header_end..file.length()?).collect());
     }
+    let bytes = file.identity.bytes;
     let largest = (bytes.div_ceil(SHARDS_MAX) > 32 << 20).then(|| bytes.div_ceil(SHARDS_MAX));
     Ok(file.shards(largest)?)
 }

@@ -12,7 +12,7 @@ use std::{
 use nexus_common::{
     crash_point,
     etcd::{Claim, Error},
-    keyspace::{ClaimItem, Replay, Source, SourceKind},
+    keyspace::{ClaimItem, Progress, Replay, Source, SourceKind},
     model::{IdError, Lane},
     queue::{Enqueued, Producer},
     runtime::{Life, Work},
@@ -180,6 +180,7 @@ impl Shards {
         match source.kind {
             SourceKind::Simulate(_) => self.simulate(producer, gone).await,
             SourceKind::Scrape(_) => self.scrape(producer, gone).await,
+            SourceKind::Follow(_) => self.tail(producer, gone).await,
             SourceKind::Csv { .. } | SourceKind::Declared { .. } => Ok(Go::Ended),
         }
     }
@@ -228,7 +229,8 @@ impl Shards {
                 () = gone.as_mut() => break Ok(Go::Ended),
                 waited = room => waited?,
             }
-            match self.enqueue(&mut producer, &batch, looped).await {
+            let next = batch.advance(producer.progress(), looped);
+            match self.enqueue(&mut producer, &batch, next).await {
                 Ok(Enqueued::Committed) if producer.progress().done => break Ok(Go::Ended),
                 Ok(Enqueued::Committed) => {}
                 Ok(Enqueued::Moved) => break Ok(Go::Again),
@@ -245,13 +247,13 @@ impl Shards {
         go
     }
 
-    async fn enqueue(
+    /// Enqueues a batch with the progress it leads to.
+    pub(crate) async fn enqueue(
         &self,
         producer: &mut Producer,
         batch: &Prepared,
-        looped: bool,
+        next: Progress,
     ) -> Result<Enqueued, Error> {
-        let next = batch.advance(producer.progress(), looped);
         let enqueued = producer.enqueue(&batch.messages, next).await?;
         if enqueued == Enqueued::Committed {
             let metrics = &self.life.process.metrics;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    csv::{Follow, Followed},
     key::BlockName,
     live::{Scrape, Simulate},
 };
@@ -130,6 +131,8 @@ pub enum SourceKind {
         #[serde(default)]
         looped: bool,
     },
+    /// A CSV file that grows.
+    Follow(Follow),
     /// Telemetry that is made up, at an interval.
     Simulate(Simulate),
     /// Exporters, asked at an interval.
@@ -137,10 +140,10 @@ pub enum SourceKind {
 }
 
 impl SourceKind {
-    /// Whether it follows the wall clock: it has neither a file nor an end of its own, and its
+    /// Whether it has no end of its own, be it that it follows the wall clock or a file: its
     /// shards are what its value says, whatever was cut before.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Simulate(_) | Self::Scrape(_))
+        matches!(self, Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_))
     }
 }
 
@@ -209,6 +212,9 @@ pub struct Progress {
     pub missed: u64,
     /// Samples enqueued.
     pub samples: u64,
+    /// The file that is followed, where there may be several one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Followed>,
     /// Nothing is left to read.
     #[serde(default)]
     pub done: bool,
@@ -237,6 +243,7 @@ impl Progress {
             rows_rejected: BTreeMap::new(),
             missed: 0,
             samples: 0,
+            followed: None,
             claim: 0,
             at,
         }

@@ -5,6 +5,7 @@
 //! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
 
 pub mod header;
+pub mod input;
 mod wanted;
 
 pub use wanted::{Applied, Wanted};

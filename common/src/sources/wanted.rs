@@ -54,6 +54,7 @@ impl Wanted {
                 }
             }
             SourceKind::Csv { .. } => {}
+            SourceKind::Follow(follow) => check_path(&follow.path)?,
             SourceKind::Simulate(simulate) => check_simulate(simulate)?,
             SourceKind::Scrape(scrape) => check_scrape(scrape)?,
         }
@@ -84,7 +85,8 @@ impl Wanted {
                 SourceKind::Scrape(Box::new(Scrape { target_shards, ..(**wanted).clone() }))
             }
             (wanted, old) if same_file(wanted, old) => return Ok(None),
-            (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. }) => {
+            (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. })
+            | (SourceKind::Follow(_), SourceKind::Follow(_)) => {
                 let reason = format!(
                     "{id} reads another file, or the same in another way; choose a new name"
                 );
@@ -105,6 +107,7 @@ impl Wanted {
 fn name(kind: &SourceKind) -> &'static str {
     match kind {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => "csv",
+        SourceKind::Follow(_) => "csv with follow",
         SourceKind::Simulate(_) => "simulate",
         SourceKind::Scrape(_) => "scrape",
     }
@@ -114,13 +117,17 @@ fn name(kind: &SourceKind) -> &'static str {
 fn shards(kind: &SourceKind) -> u32 {
     match kind {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => 0,
+        // Its rows come one after the other.
+        SourceKind::Follow(_) => 1,
         SourceKind::Simulate(simulate) => simulate.shards(),
         SourceKind::Scrape(scrape) => scrape.target_shards,
     }
 }
 
 fn same_file(wanted: &SourceKind, is: &SourceKind) -> bool {
-    let SourceKind::Declared { path, speed_milli, looped } = wanted else { return false };
+    let SourceKind::Declared { path, speed_milli, looped } = wanted else {
+        return matches!(wanted, SourceKind::Follow(_)) && wanted == is;
+    };
     match is {
         SourceKind::Declared { .. } => wanted == is,
         SourceKind::Csv { path: is, replay, .. } => {
@@ -129,7 +136,7 @@ fn same_file(wanted: &SourceKind, is: &SourceKind) -> bool {
                 && speed == replay.as_ref().map(|replay| replay.speed_milli)
                 && *looped == replay.as_ref().is_some_and(|replay| replay.looped)
         }
-        SourceKind::Simulate(_) | SourceKind::Scrape(_) => false,
+        _ => false,
     }
 }
 

@@ -49,7 +49,7 @@ pub struct SourceResource {
     /// Where streamers look for its file; null if it has none
     #[schema(example = "/data/rack-7.csv")]
     pub path: Option<String>,
-    /// Size of the file; null until a streamer opened it
+    /// Size of the file as it lies; null until a streamer opened it
     #[schema(example = 1_048_576)]
     pub bytes: Option<u64>,
     /// How much faster than recorded it is replayed; null if as fast as possible
@@ -67,7 +67,7 @@ pub struct SourceResource {
     /// Streamers that read a shard of it now; null if etcd does not answer
     #[schema(example = json!(["streamer-1"]))]
     pub owners: Option<Vec<String>>,
-    /// Bytes read so far, of `bytes`; starts again with each round of a looped source
+    /// Bytes read so far, of `bytes` (of what is in it where it is packed); starts again with each round of a looped source
     #[schema(example = 393_216)]
     pub bytes_read: u64,
     /// Rows taken
@@ -104,6 +104,7 @@ impl SourceResource {
                 let speed = replay.as_ref().map(|r| r.speed_milli);
                 (Some(path), Some(*bytes), speed, replay.as_ref().is_some_and(|r| r.looped))
             }
+            SourceKind::Follow(follow) => (Some(&follow.path), None, None, false),
             SourceKind::Simulate(_) | SourceKind::Scrape(_) => (None, None, None, false),
         };
         let mut rejected = BTreeMap::new();
@@ -122,8 +123,8 @@ impl SourceResource {
             shards: source.shards.into(),
             shards_done,
             owners: None,
-            // The position of a live source is a time.
-            bytes_read: match source.kind.is_live() {
+            // The position of a source that follows the clock is a time.
+            bytes_read: match source.kind.is_live() && path.is_none() {
                 true => 0,
                 false => sum(|p| p.offset.saturating_sub(p.range.start)),
             },

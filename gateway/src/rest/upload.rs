@@ -22,6 +22,7 @@ use axum::{
 };
 use bytes::Bytes;
 use clap::Args;
+use futures_util::StreamExt;
 use nexus_common::{
     model::{SourceId, Timestamp},
     sources::{SourceDesk, SourceError, Written},
@@ -53,6 +54,9 @@ pub(crate) const UPLOAD_SECONDS_MAX: u64 = 600;
 const FORM_BYTES_MAX: u64 = 64 * 1024;
 /// Longest silence of whoever sends.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long the rest of a refused file is taken, to be dropped: some hundred MiB on a machine's own
+/// network.
+const HEAR_OUT: Duration = Duration::from_secs(2);
 /// Uploads at once: they share one disk.
 const UPLOADS_MAX: usize = 4;
 /// Pieces that wait for the disk: of some 64 KiB each, so it never idles and little is held.
@@ -104,9 +108,18 @@ impl Uploads {
         Ok(Self { folder: Some(folder), bytes_max, turns })
     }
 
-    /// Largest body of a request that brings a file.
-    pub(crate) fn body_bytes_max(&self) -> u64 {
-        self.bytes_max.saturating_add(FORM_BYTES_MAX)
+    /// Whether a request may bring a file at all, and to which directory.
+    fn may(&self, grant: &Grant, request: &Request) -> Result<PathBuf, ApiError> {
+        if !grant.allows(Scope::Write) {
+            return Err(Refused::Beyond.into());
+        }
+        let folder = self.folder.clone().ok_or_else(off)?;
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > self.bytes_max.saturating_add(FORM_BYTES_MAX)) {
+            return Err(Refusal::TooLarge { max: self.bytes_max }.into());
+        }
+        Ok(folder)
     }
 }
 
@@ -150,7 +163,7 @@ pub(super) struct UploadResource {
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "the document; the form is read piece by piece")]
 pub(super) struct UploadForm {
-    /// The CSV file, in one of the layouts that streamers read
+    /// The CSV file, in one of the layouts that streamers read; packed with gzip or zstd or not
     #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
     file: Vec<u8>,
 }
@@ -206,20 +219,28 @@ pub(super) async fn upload(
     Checked(search): Checked<UploadSearch>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    if !grant.allows(Scope::Write) {
-        return Err(Refused::Beyond.into());
-    }
-    let Some(folder) = app.uploads.folder.clone() else { return Err(off()) };
+    let folder = match app.uploads.may(&grant, &request) {
+        Ok(folder) => folder,
+        Err(error) => {
+            let mut rest = request.into_body().into_data_stream();
+            hear_out(async { while let Some(Ok(_)) = rest.next().await {} }).await;
+            return Err(error);
+        }
+    };
     let Ok(_turn) = app.uploads.turns.try_acquire() else {
         let detail = format!("{UPLOADS_MAX} files are coming in already; try again");
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail));
     };
-    let form = Multipart::from_request(request, &app).await.map_err(|error| {
+    let mut form = Multipart::from_request(request, &app).await.map_err(|error| {
         let detail =
             format!("{}; send multipart/form-data with a field {FIELD}", error.body_text());
         ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-type", detail)
     })?;
-    let (taken, filename) = receive(form, folder.clone(), app.uploads.bytes_max).await?;
+    let received = receive(&mut form, folder.clone(), app.uploads.bytes_max).await;
+    if received.is_err() {
+        hear_out(async { while let Ok(Some(_)) = form.next_field().await {} }).await;
+    }
+    let (taken, filename) = received?;
     let (size, record_count, sha256) = (taken.bytes, taken.records, taken.sha256.clone());
     let (id, written, duplicate) = register(&app, taken, &folder, search.force).await?;
     tracing::info!(source = %id, ?filename, size, record_count, duplicate, "a file was sent");
@@ -252,7 +273,7 @@ fn off() -> ApiError {
 
 /// The one file of a form, and what its sender calls it.
 async fn receive(
-    mut form: Multipart,
+    form: &mut Multipart,
     folder: PathBuf,
     bytes_max: u64,
 ) -> Result<(Taken, Option<String>), ApiError> {
@@ -359,6 +380,13 @@ fn withdrawn(id: &SourceId) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, "taken", detail)
 }
 
+/// Takes what is still sent, for a moment: most clients only read an answer once they have sent
+/// all, and one that is cut off reads none.
+async fn hear_out(rest: impl Future<Output = ()>) {
+    // What takes longer is cut off: nothing of it is wanted.
+    let _ = timeout(HEAR_OUT, rest).await;
+}
+
 /// Waits for whoever sends, but not for ever.
 async fn in_time<T>(coming: impl Future<Output = T>) -> Result<T, ApiError> {
     timeout(SILENCE_MAX, coming).await.map_err(|_| {
@@ -388,14 +416,14 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let allowed = "a CSV file in the long or the wide layout, with a header and rows";
         let (status, kind, allowed) = match &refusal {
-            Refusal::TooLarge { max } => {
+            Refusal::TooLarge { max } | Refusal::TooLargeUnpacked { max } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "body", format!("a file of at most {max} bytes"))
             }
             Refusal::Write(_) => {
                 tracing::error!(error = %refusal, "a file that was sent cannot be kept");
                 return Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage", refusal.to_string());
             }
-            Refusal::Empty(_) | Refusal::Binary(_) | Refusal::Header(_) => {
+            Refusal::Empty(_) | Refusal::Binary(_) | Refusal::Packed(_) | Refusal::Header(_) => {
                 (StatusCode::BAD_REQUEST, "bad-csv", allowed.to_owned())
             }
         };

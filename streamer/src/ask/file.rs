@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use nexus_common::{
     keyspace::{
-        SourceKind,
+        Follow, SourceKind,
         live::{Login, Rules, SCRAPE_SHARDS, Scrape, Simulate, Target},
     },
     model::{ClusterId, SourceId, Timestamp},
@@ -45,6 +45,8 @@ struct Csv {
     speed: Option<f64>,
     #[serde(default, rename = "loop")]
     looped: bool,
+    #[serde(default)]
+    follow: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -188,7 +190,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
 
 fn wanted(entry: Entry) -> anyhow::Result<Wanted> {
     let scraped = entry.scrape.map(scrape).transpose()?;
-    let kinds = [entry.csv.map(csv), entry.simulate.map(simulate), scraped];
+    let kinds = [entry.csv.map(csv).transpose()?, entry.simulate.map(simulate), scraped];
     let mut kinds = kinds.into_iter().flatten();
     match (kinds.next(), kinds.next()) {
         (Some(kind), None) => Ok(Wanted::new(kind)?),
@@ -196,10 +198,18 @@ fn wanted(entry: Entry) -> anyhow::Result<Wanted> {
     }
 }
 
-fn csv(csv: Csv) -> SourceKind {
+fn csv(csv: Csv) -> anyhow::Result<SourceKind> {
+    if csv.follow {
+        if csv.speed.is_some() || csv.looped {
+            bail!(
+                "a csv with follow has no end to begin again at: it takes neither speed nor loop"
+            );
+        }
+        return Ok(SourceKind::Follow(Follow { path: csv.path }));
+    }
     // What is out of range stays so, and is told with the range.
     let speed_milli = csv.speed.map(|speed| (speed * 1000.0).round().max(0.0) as u64);
-    SourceKind::Declared { path: csv.path, speed_milli, looped: csv.looped }
+    Ok(SourceKind::Declared { path: csv.path, speed_milli, looped: csv.looped })
 }
 
 fn simulate(simulated: Simulated) -> SourceKind {
@@ -270,6 +280,7 @@ mod tests {
         check(&one("simulate: {hosts: 1, gpus: 1, interval: 1ms}"), &["not from 100 to 86400000"]);
         check(&one("csv: {path: a.csv}"), &["source a", "is not absolute"]);
         check(&one("csv: {path: /a, speed: -1}"), &["from 0.001 to 100000"]);
+        check(&one("csv: {path: /a, follow: true, loop: true}"), &["neither speed nor loop"]);
         check(&one("note: 1"), &["line 3", "note"]);
         check("sources: [{name: a}]", &["source a", "exactly one of csv, simulate and scrape"]);
         let twice = "{name: a, csv: {path: /a}}";
@@ -285,6 +296,8 @@ sources:
     simulate: {hosts: 16, gpus: 8, interval: 500ms, seed: 7, cluster: c}
   - name: export
     csv: {path: /data/a.csv, speed: 2.5, loop: true}
+  - name: log
+    csv: {path: /data/log.csv, follow: true}
 ";
         let sources = parse(text).unwrap();
         let simulated = SourceKind::Simulate(Simulate {
@@ -301,7 +314,8 @@ sources:
             speed_milli: Some(2500),
             looped: true,
         };
-        let expected = [("lab", simulated), ("export", export)];
+        let log = SourceKind::Follow(Follow { path: "/data/log.csv".to_owned() });
+        let expected = [("lab", simulated), ("export", export), ("log", log)];
         let expected = expected.map(|(n, kind)| (n.parse().unwrap(), Wanted::new(kind).unwrap()));
         assert_eq!(sources, expected);
     }

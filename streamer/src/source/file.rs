@@ -10,7 +10,10 @@ use std::{
 
 use nexus_common::{
     model::{IdError, SourceId, Timestamp},
-    sources::header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
+    sources::{
+        header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
+        input::{Input, Packing, packing, tail},
+    },
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -68,7 +71,7 @@ pub enum FileError {
 }
 
 impl FileError {
-    fn io(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::NotFound => Self::Missing(path.to_owned()),
             io::ErrorKind::PermissionDenied => Self::Denied(path.to_owned()),
@@ -123,6 +126,25 @@ pub fn identity(file: &mut File) -> io::Result<FileIdentity> {
 /// # Errors
 /// None in practice: the text is made of allowed characters and at most 73 bytes long.
 pub fn source_id(path: &Path, identity: &FileIdentity) -> Result<SourceId, IdError> {
+    let mut hash = Xxh3::new();
+    for part in [identity.bytes, identity.head_hash, identity.tail_hash] {
+        hash.update(&part.to_le_bytes());
+    }
+    let digits = hash.digest() >> 32;
+    SourceId::new(&format!("{}-{digits:08x}", stem(path)))
+}
+
+/// The source id of a file that is followed: its content is no name, so its path is.
+///
+/// # Errors
+/// None in practice, as for [`source_id`].
+pub(crate) fn id_of_path(path: &Path) -> Result<SourceId, IdError> {
+    let digits = xxh3_64(path.as_os_str().as_encoded_bytes()) >> 32;
+    SourceId::new(&format!("{}-{digits:08x}.follow", stem(path)))
+}
+
+/// The stem of a file's name, in characters that an id may have.
+fn stem(path: &Path) -> String {
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let mut stem: String =
@@ -130,12 +152,7 @@ pub fn source_id(path: &Path, identity: &FileIdentity) -> Result<SourceId, IdErr
     if stem.is_empty() {
         stem.push_str("file");
     }
-    let mut hash = Xxh3::new();
-    for part in [identity.bytes, identity.head_hash, identity.tail_hash] {
-        hash.update(&part.to_le_bytes());
-    }
-    let digits = hash.digest() >> 32;
-    SourceId::new(&format!("{stem}-{digits:08x}"))
+    stem
 }
 
 fn read_at(file: &mut File, from: u64, most: u64) -> io::Result<Vec<u8>> {
@@ -152,8 +169,10 @@ pub struct CsvFile {
     pub path: PathBuf,
     /// What its columns mean.
     pub layout: Arc<Layout>,
-    /// Byte at which the first row begins.
+    /// Byte at which the first row begins; of what is in it, where it is packed.
     pub header_end: u64,
+    /// How it is packed.
+    pub packing: Packing,
     /// What it is.
     pub identity: FileIdentity,
 }
@@ -167,12 +186,14 @@ impl CsvFile {
         let fail = |source| FileError::io(path, source);
         let mut file = open(path)?;
         let identity = identity(&mut file).map_err(fail)?;
-        let bytes = HEADER_BYTES_MAX.min(identity.bytes);
-        let head = read_at(&mut file, 0, bytes).map_err(fail)?;
+        let packing = packing(&mut file).map_err(fail)?;
+        let mut head = Vec::new();
+        let input = Input::open(path, 0).map_err(fail)?;
+        input.take(HEADER_BYTES_MAX).read_to_end(&mut head).map_err(fail)?;
         let (header, header_end) = read_header(&head).map_err(fail)?;
         let layout = Layout::parse(&header)
             .map_err(|source| FileError::Header { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), layout: Arc::new(layout), header_end, identity })
+        Ok(Self { path: path.to_owned(), layout: Arc::new(layout), header_end, packing, identity })
     }
 
     /// Like [`CsvFile::open`], for a file that was registered before.
@@ -197,12 +218,32 @@ impl CsvFile {
         source_id(&self.path, &self.identity)
     }
 
+    /// How many bytes there are in it. Reads all of a packed file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or not be unpacked.
+    pub fn length(&self) -> Result<u64, FileError> {
+        if self.packing == Packing::Plain {
+            return Ok(self.identity.bytes);
+        }
+        self.packed_tail().map(|(_, bytes)| bytes)
+    }
+
+    fn packed_tail(&self) -> Result<(Vec<u8>, u64), FileError> {
+        let read = Input::open(&self.path, 0).and_then(|mut i| tail(&mut i, EDGE_BYTES as usize));
+        read.map_err(|source| FileError::io(&self.path, source))
+    }
+
     /// Its shards, of `shard_bytes` or of the size [`shards::shard_bytes`] plans. Reads the whole
-    /// file once.
+    /// file once. A packed file is one shard: it cannot be entered in the middle.
     ///
     /// # Errors
     /// When it cannot be read or became shorter.
     pub fn shards(&self, shard_bytes: Option<u64>) -> Result<Vec<Range<u64>>, FileError> {
+        if self.packing != Packing::Plain {
+            let whole = self.header_end..self.length()?;
+            return Ok(if whole.is_empty() { Vec::new() } else { vec![whole] });
+        }
         let file = open(&self.path)?;
         let size = self.identity.bytes;
         let planned = || shards::shard_bytes(size.saturating_sub(self.header_end));
@@ -217,10 +258,15 @@ impl CsvFile {
     /// When it cannot be read.
     pub fn span(&self) -> Result<Option<(Timestamp, Timestamp)>, FileError> {
         let fail = |source| FileError::io(&self.path, source);
-        let mut file = open(&self.path)?;
-        let head = read_at(&mut file, self.header_end, EDGE_BYTES).map_err(fail)?;
-        let tail_start = self.identity.bytes.saturating_sub(EDGE_BYTES).max(self.header_end);
-        let tail = read_at(&mut file, tail_start, EDGE_BYTES).map_err(fail)?;
+        let mut head = Vec::new();
+        let input = Input::open(&self.path, self.header_end).map_err(fail)?;
+        input.take(EDGE_BYTES).read_to_end(&mut head).map_err(fail)?;
+        let tail = if self.packing == Packing::Plain {
+            let tail_start = self.identity.bytes.saturating_sub(EDGE_BYTES).max(self.header_end);
+            read_at(&mut open(&self.path)?, tail_start, EDGE_BYTES).map_err(fail)?
+        } else {
+            self.packed_tail()?.0
+        };
         let mut times = self.timestamps(&head);
         times.extend(self.timestamps(&tail));
         Ok(times.iter().min().copied().zip(times.iter().max().copied()))
@@ -234,7 +280,7 @@ impl CsvFile {
     }
 }
 
-fn open(path: &Path) -> Result<File, FileError> {
+pub(crate) fn open(path: &Path) -> Result<File, FileError> {
     let fail = |source| FileError::io(path, source);
     // Asked before opening: opening a pipe would wait for its writer.
     if !std::fs::metadata(path).map_err(fail)?.is_file() {

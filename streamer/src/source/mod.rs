@@ -3,6 +3,8 @@
 
 pub mod csv;
 pub mod file;
+pub(crate) mod follow;
+pub(crate) mod named;
 pub mod scrape;
 pub mod shards;
 pub(crate) mod simulate;

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used)] // tests may
 
 mod exporter;
+mod follow;
 mod fuzz;
 mod input;
 mod live;
+mod named;
 mod process;
 mod refusal;
 mod replay;

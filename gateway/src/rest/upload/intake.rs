@@ -3,13 +3,16 @@
 
 use std::{
     fs::{File, Permissions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use csv_core::ReadRecordResult;
-use nexus_common::sources::header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header};
+use nexus_common::sources::{
+    header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
+    input::{Input, MAGIC_BYTES, Packing},
+};
 use ring::digest::{Context, SHA256};
 use tempfile::{Builder, NamedTempFile};
 
@@ -21,6 +24,11 @@ const MODE: u32 = 0o644;
 /// Room for the fields and their ends that only are counted: any size would do.
 const FIELD_BYTES: usize = 4096;
 const ENDS: usize = 64;
+/// What of an unpacked file is looked at at once, in bytes.
+const PIECE_BYTES: usize = 64 * 1024;
+/// How many times the largest file's bytes one may unpack to: DCGM's rows shrink twentyfold, and
+/// few files are the largest.
+const UNPACKED_TIMES_MAX: u64 = 16;
 
 /// Why a file is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +38,12 @@ pub(super) enum Refusal {
         "the file has more than {max} bytes, which is the most that is taken (--upload-bytes-max)"
     )]
     TooLarge { max: u64 },
+    /// It unpacks to more bytes than may be.
+    #[error("the file unpacks to more than {max} bytes, which is the most that is taken")]
+    TooLargeUnpacked { max: u64 },
+    /// It says that it is packed, and is not, or not to its end.
+    #[error("the file is packed and cannot be unpacked: {0}")]
+    Packed(#[source] io::Error),
     /// Nothing, or only a header.
     #[error("the file is empty: {0}")]
     Empty(&'static str),
@@ -44,25 +58,47 @@ pub(super) enum Refusal {
     Write(#[from] io::Error),
 }
 
-/// Counts records as streamers do, in one small buffer however long a record is.
-struct Counter {
+/// Checks the header and counts records as streamers do, in one small buffer however long a record
+/// is.
+struct Look {
     core: csv_core::Reader,
     records: u64,
+    /// What came before the header was understood.
+    head: Option<Vec<u8>>,
 }
 
-impl Counter {
-    fn feed(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let read = self.step(bytes).1;
-            bytes = bytes.get(read..).unwrap_or_default();
-        }
+impl Look {
+    fn new() -> Self {
+        Self { core: csv_core::Reader::new(), records: 0, head: Some(Vec::new()) }
     }
 
-    /// The last record may lack its line end.
-    fn finish(mut self) -> u64 {
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            let read = self.step(left).1;
+            left = left.get(read..).unwrap_or_default();
+        }
+        if let Some(head) = &mut self.head {
+            head.extend_from_slice(bytes);
+            if self.records > 0 || head.len() as u64 >= HEADER_BYTES_MAX {
+                check_head(head)?;
+                self.head = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many rows there are behind the header. The last one may lack its line end.
+    fn finish(mut self) -> Result<u64, Refusal> {
+        if let Some(head) = &self.head {
+            check_head(head)?;
+        }
         // The end is told after the last record: twice at most.
         while self.step(&[]).0 == ReadRecordResult::Record {}
-        self.records
+        match self.records.saturating_sub(1) {
+            0 => Err(Refusal::Empty("it has a header and no row behind it")),
+            rows => Ok(rows),
+        }
     }
 
     fn step(&mut self, bytes: &[u8]) -> (ReadRecordResult, usize) {
@@ -77,9 +113,10 @@ impl Counter {
 pub(super) struct Intake {
     part: NamedTempFile,
     digest: Context,
-    counter: Counter,
-    /// What came before the header was understood.
-    head: Option<Vec<u8>>,
+    /// How it is packed; none before its first bytes came.
+    packing: Option<Packing>,
+    begin: Vec<u8>,
+    look: Look,
     bytes: u64,
     bytes_max: u64,
 }
@@ -93,8 +130,9 @@ impl Intake {
         Ok(Self {
             part,
             digest: Context::new(&SHA256),
-            counter: Counter { core: csv_core::Reader::new(), records: 0 },
-            head: Some(Vec::new()),
+            packing: None,
+            begin: Vec::new(),
+            look: Look::new(),
             bytes: 0,
             bytes_max,
         })
@@ -106,12 +144,15 @@ impl Intake {
         if self.bytes > self.bytes_max {
             return Err(Refusal::TooLarge { max: self.bytes_max });
         }
-        self.counter.feed(bytes);
-        if let Some(head) = &mut self.head {
-            head.extend_from_slice(bytes);
-            if self.counter.records > 0 || head.len() as u64 >= HEADER_BYTES_MAX {
-                check_head(head)?;
-                self.head = None;
+        match self.packing {
+            // What is packed is looked at when all of it is there.
+            Some(Packing::Gzip | Packing::Zstd) => {}
+            Some(Packing::Plain) => self.look.feed(bytes)?,
+            None => {
+                self.begin.extend_from_slice(bytes);
+                if self.begin.len() >= MAGIC_BYTES {
+                    self.begun()?;
+                }
             }
         }
         self.digest.update(bytes);
@@ -119,21 +160,51 @@ impl Intake {
         Ok(())
     }
 
+    fn begun(&mut self) -> Result<(), Refusal> {
+        let packing = Packing::of(&self.begin);
+        self.packing = Some(packing);
+        if packing == Packing::Plain {
+            self.look.feed(&std::mem::take(&mut self.begin))?;
+        }
+        Ok(())
+    }
+
     /// Takes the file's end: what there is of it now survives a power cut.
-    pub(super) fn finish(self) -> Result<Taken, Refusal> {
+    pub(super) fn finish(mut self) -> Result<Taken, Refusal> {
         if self.bytes == 0 {
             return Err(Refusal::Empty("it has no bytes"));
         }
-        if let Some(head) = &self.head {
-            check_head(head)?;
+        if self.packing.is_none() {
+            self.begun()?;
         }
-        let records = self.counter.finish().saturating_sub(1);
-        if records == 0 {
-            return Err(Refusal::Empty("it has a header and no row behind it"));
+        if self.packing != Some(Packing::Plain) {
+            self.unpack()?;
         }
+        let records = self.look.finish()?;
         self.part.as_file().sync_all()?;
         let sha256 = self.digest.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
         Ok(Taken { part: self.part, bytes: self.bytes, records, sha256 })
+    }
+}
+
+impl Intake {
+    /// Looks at what is in a packed file.
+    fn unpack(&mut self) -> Result<(), Refusal> {
+        let mut input = Input::open(self.part.path(), 0)?;
+        let max = self.bytes_max.saturating_mul(UNPACKED_TIMES_MAX);
+        let (mut piece, mut bytes) = (vec![0; PIECE_BYTES], 0);
+        loop {
+            let got = match input.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(got) => piece.get(..got).unwrap_or_default(),
+                Err(error) => return Err(Refusal::Packed(error)),
+            };
+            bytes += got.len() as u64;
+            if bytes > max {
+                return Err(Refusal::TooLargeUnpacked { max });
+            }
+            self.look.feed(got)?;
+        }
     }
 }
 
@@ -171,8 +242,6 @@ fn check_head(head: &[u8]) -> Result<(), Refusal> {
 fn binary(head: &[u8]) -> Option<&'static str> {
     let begins = |with: &[u8]| head.starts_with(with);
     match head {
-        _ if begins(&[0x1f, 0x8b]) => Some("packed with gzip"),
-        _ if begins(&[0x28, 0xb5, 0x2f, 0xfd]) => Some("packed with zstd"),
         _ if begins(b"PK\x03\x04") => Some("a zip archive or a spreadsheet"),
         _ if begins(&[0xff, 0xfe]) || begins(&[0xfe, 0xff]) => Some("text in UTF-16"),
         _ => head.contains(&0).then_some("it has bytes that are 0"),
@@ -242,7 +311,12 @@ mod tests {
         check(&[HEADER.trim_end().as_bytes()], "a header and no row");
         check(&[b"a,b\n1,2\n"], "saw the columns [a, b]; known are the long layout");
         check(&[b"a,b"], "saw the columns [a, b]");
-        check(&[&[0x1f, 0x8b, 8, 0, b'\n', b'x', b'\n']], "packed with gzip");
+        check(&[&[0x1f, 0x8b, 8, 0, b'\n', b'x', b'\n']], "cannot be unpacked");
+        let zstd = ::zstd::encode_all(format!("{HEADER}{ROW}").as_bytes(), 1).unwrap();
+        check(&[&zstd[..zstd.len() - 2]], "cannot be unpacked");
+        check(&[&::zstd::encode_all(&b"a,b\n1,2\n"[..], 1).unwrap()], "saw the columns [a, b]");
+        let bomb = ::zstd::encode_all(format!("{HEADER}{}", ROW.repeat(999)).as_bytes(), 1);
+        check(&[&bomb.unwrap()], "unpacks to more than 4800 bytes");
         check(&[b"PK\x03\x04\nab"], "a zip archive or a spreadsheet");
         check(&[b"\xff\xfet\0i\0\n\0"], "UTF-16");
         check(&[b"time\0stamp\n"], "bytes that are 0");
@@ -263,6 +337,17 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), text.as_bytes());
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!((left(folder.path()), mode & 0o444), (1, 0o444), "others may read it");
+        }
+    }
+
+    #[test]
+    fn what_is_packed_is_kept_as_it_came_and_counted_unpacked() {
+        let text = format!("{HEADER}{ROW}{ROW}");
+        let packed = ::zstd::encode_all(text.as_bytes(), 1).unwrap();
+        for size in [1, 3, packed.len()] {
+            let (_folder, taken) = take(&packed.chunks(size).collect::<Vec<_>>(), 300);
+            let taken = taken.unwrap();
+            assert_eq!((taken.bytes, taken.records), (packed.len() as u64, 2));
         }
     }
 

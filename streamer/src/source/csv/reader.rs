@@ -1,14 +1,13 @@
 //! Reads one byte range of a file, batch by batch.
 
 use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use nexus_common::sources::header::Layout;
+use nexus_common::sources::{header::Layout, input::Input};
 
 use super::{
     batch::{Batch, BatchLimits, Fill, Reject, RejectReason},
@@ -63,7 +62,7 @@ pub enum ReadError {
 /// like one that has come by (a byte order mark is only skipped at the very start of input).
 #[derive(Debug)]
 struct Window {
-    file: File,
+    input: Input,
     started: bool,
     left: u64,
     truncated: bool,
@@ -80,7 +79,7 @@ impl Read for Window {
         if most == 0 {
             return Ok(0);
         }
-        let got = self.file.read(&mut buffer[..most])?; // `most` is at most its length
+        let got = self.input.read(&mut buffer[..most])?; // `most` is at most its length
         self.left -= got as u64;
         self.truncated |= got == 0;
         Ok(got)
@@ -149,18 +148,22 @@ impl ShardReader {
         if from < range.start || from > range.end {
             return Err(ReadError::Offset { path, range, from });
         }
-        let open = || {
-            let mut file = File::open(&path)?;
-            file.seek(SeekFrom::Start(from))?;
-            Ok(file)
-        };
-        let file =
-            open().map_err(|source| ReadError::Io { path: path.clone(), offset: from, source })?;
+        let input = Input::open(&path, from).map_err(|source| ReadError::Io {
+            path: path.clone(),
+            offset: from,
+            source,
+        })?;
+        Ok(Self::over(input, &path, layout, from..range.end))
+    }
+
+    /// Reads a range of what `input`, which stands at its beginning, has to give.
+    pub(crate) fn over(input: Input, path: &Path, layout: Arc<Layout>, range: Range<u64>) -> Self {
+        let (path, from) = (path.to_owned(), range.start);
         let left = range.end - from;
-        let records = Records::new(Window { file, started: false, left, truncated: false });
+        let records = Records::new(Window { input, started: false, left, truncated: false });
         let mut cache = SeriesCache::default();
         cache.attach(&layout);
-        Ok(Self {
+        Self {
             path,
             values: Vec::with_capacity(layout.values.len()),
             layout,
@@ -177,7 +180,7 @@ impl ShardReader {
             recognised: 0,
             clock: Clock::default(),
             cache,
-        })
+        }
     }
 
     /// Goes on with the series another reader has met.
@@ -283,7 +286,7 @@ impl ShardReader {
         if self.held {
             return Ok(true);
         }
-        if self.record.as_slice().len() > RECORD_BYTES_MAX {
+        if self.record.size() > RECORD_BYTES_MAX {
             self.record = Record::default(); // do not keep a giant's memory
         }
         self.begun = (self.records.position(), self.records.last());
@@ -372,7 +375,7 @@ impl ShardReader {
 
     /// Takes the record at hand; false if it does not belong to this batch.
     fn take(&mut self, fill: &mut Fill, limits: &BatchLimits) -> Result<bool, Refusal> {
-        let size = self.record.as_slice().len();
+        let size = self.record.size();
         if size > RECORD_BYTES_MAX {
             let detail = format!("a record of {size} bytes, at most {RECORD_BYTES_MAX} are read");
             return Err((RejectReason::TooLong, detail));
