@@ -35,6 +35,7 @@ MATRIX = {
     "replay": ["nexusStreamer.replaySpeed=10", "nexusStreamer.loop=true"],
     "no streamers": ["nexusStreamer.enabled=false"],
     "ingress": ["nexusGateway.ingress.enabled=true", "nexusGateway.ingress.className=nginx", "nexusGateway.ingress.tls[0].secretName=t"],
+    "files that are sent": ["nexusGateway.uploads.existingClaim=uploads"],
     "tokens and TLS": ["nexusGateway.auth.existingSecret=tokens", "nexusGateway.tls.existingSecret=tls"],
     "REST alone": ["nexusGateway.graphql.enabled=false", "nexusGateway.websocket.enabled=false"],
     "origins": ["nexusGateway.cors.enabled=true", "nexusGateway.cors.allowedOrigins={https://a.example}"],

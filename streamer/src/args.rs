@@ -3,7 +3,13 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
-use nexus_common::{limits::MESSAGE_SAMPLES_MAX, model::InstanceId, runtime::CommonArgs};
+use nexus_common::{
+    limits::MESSAGE_SAMPLES_MAX,
+    model::{GpuId, HostName, InstanceId},
+    runtime::CommonArgs,
+};
+
+use crate::mapping::parse_offset;
 
 /// Flags of `run`.
 #[derive(Debug, Clone, Parser)]
@@ -23,6 +29,15 @@ pub struct Args {
     /// others registered
     #[arg(long, env = "CSV_FILE")]
     pub csv_file: Option<PathBuf>,
+    /// The host that a CSV file is of which does not say it, such as a log of GPU-Z
+    #[arg(long, env = "CSV_HOST")]
+    pub csv_host: Option<HostName>,
+    /// The GPU that it is of: an index, or a UUID
+    #[arg(long, env = "CSV_GPU")]
+    pub csv_gpu: Option<GpuId>,
+    /// The zone of its times where they do not say it, such as +02:00
+    #[arg(long, env = "CSV_UTC_OFFSET", default_value = "+00:00", value_parser = parse_offset, allow_hyphen_values = true)]
+    pub csv_utc_offset: i32,
     /// Read the files of --csv-file while they grow, for ever; rotation is followed
     #[arg(long, env = "FOLLOW", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, requires = "csv_file")]
     pub follow: bool,

@@ -124,14 +124,14 @@ type Cut = (SourceKind, Vec<std::ops::Range<u64>>);
 /// Opens the file that is meant and looks where to cut it.
 fn open(source: Source) -> Result<Cut, CutError> {
     let (file, replay) = match source.kind {
-        SourceKind::Declared { path, speed_milli, looped } => {
-            let file = CsvFile::open(Path::new(&path))?;
+        SourceKind::Declared { path, speed_milli, looped, mapping } => {
+            let file = CsvFile::open_as(Path::new(&path), mapping)?;
             let speed_milli = speed_milli.or(looped.then_some(1000));
             let replay = speed_milli.map(|speed| replay(&file, speed, looped)).transpose();
             (file, replay.map_err(CutError::Unusable)?)
         }
-        SourceKind::Csv { path, bytes, fingerprint, replay } => {
-            (open_same(Path::new(&path), bytes, &fingerprint)?, replay)
+        SourceKind::Csv { path, bytes, fingerprint, replay, mapping } => {
+            (open_same(Path::new(&path), bytes, &fingerprint, mapping)?, replay)
         }
         SourceKind::Follow(_) | SourceKind::Simulate(_) | SourceKind::Scrape(_) => {
             return Err(CutError::Unusable(anyhow::anyhow!("it has no file to be cut")));
@@ -143,6 +143,7 @@ fn open(source: Source) -> Result<Cut, CutError> {
         bytes: file.identity.bytes,
         fingerprint: fingerprint(&file.identity),
         replay,
+        mapping: file.mapping,
     };
     Ok((kind, ranges))
 }

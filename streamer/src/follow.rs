@@ -10,7 +10,7 @@ use std::{
 };
 
 use nexus_common::{
-    keyspace::{Followed, Progress, SourceKind},
+    keyspace::{Followed, Mapping, Progress, SourceKind},
     model::ClusterId,
     queue::{Enqueued, Producer},
 };
@@ -69,14 +69,14 @@ impl Shards {
                 () = gone.as_mut() => return Ok(Go::Ended),
                 waited = self.wait_for_room(&mut producer) => waited?,
             }
-            let path = PathBuf::from(&follow.path);
+            let (path, mapping) = (PathBuf::from(&follow.path), follow.mapping.clone());
             let stood = producer.progress().followed.clone();
             let cluster = self.life.process.args.cluster_id.clone();
             let rows_max = self.args.batch_size;
             let looking = spawn_blocking(move || {
                 let mut tail = match tail {
                     Some(tail) => Some(tail),
-                    None => open(&path, stood.as_ref())?,
+                    None => open(&path, mapping, stood.as_ref())?,
                 };
                 let found = match &mut tail {
                     Some(tail) => look(tail, &cluster, rows_max)?,
@@ -104,8 +104,12 @@ impl Shards {
     }
 }
 
-fn open(path: &Path, stood: Option<&Followed>) -> Result<Option<Tail>, FileError> {
-    let (tail, lost) = Tail::open(path, stood)?;
+fn open(
+    path: &Path,
+    mapping: Option<Box<Mapping>>,
+    stood: Option<&Followed>,
+) -> Result<Option<Tail>, FileError> {
+    let (tail, lost) = Tail::open(path, mapping, stood)?;
     if lost {
         tracing::warn!(path = %path.display(), "the file that was followed is not here any more, or was emptied; what was not read of it is lost");
     }

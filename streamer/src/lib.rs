@@ -10,6 +10,7 @@ mod follow;
 pub mod generate;
 mod interval;
 mod live;
+mod mapping;
 mod prepare;
 mod register;
 mod rounds;

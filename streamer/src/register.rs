@@ -15,6 +15,7 @@ use nexus_common::{
     sources::Wanted,
 };
 use tokio::{task::spawn_blocking, time::sleep};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     args::Args,
@@ -71,18 +72,24 @@ impl Registration {
         let named = named::matching(&given)?.into_iter().map(|path| {
             let id = file::id_of_path(&path)?;
             let path = path.to_str().with_context(|| format!("{}: not UTF-8", path.display()))?;
-            let kind = SourceKind::Follow(Follow { path: path.to_owned() });
+            let mapping = args.mapping();
+            let kind = SourceKind::Follow(Follow { path: path.to_owned(), mapping });
             Ok((id, Wanted::new(kind)?))
         });
         named.collect()
     }
 
     fn open(path: PathBuf, args: &Args) -> anyhow::Result<Self> {
-        let file = CsvFile::open(&path)?;
+        let file = CsvFile::open_as(&path, args.mapping())?;
         for column in file.layout.ignored() {
             tracing::warn!(column, "a column without a meaning to us is ignored");
         }
         let mut source = file.source_id()?;
+        if let Some(mapping) = &file.mapping {
+            // The same file read as something else is another source.
+            let digits = xxh3_64(&to_json(mapping)) >> 32;
+            source = SourceId::new(&format!("{source}.as-{digits:08x}"))?;
+        }
         let speed_milli = args.replay_speed.or(args.looped.then_some(1000));
         let replay = match speed_milli {
             Some(speed_milli) => Some(replay(&file, speed_milli, args.looped)?),
@@ -129,6 +136,7 @@ impl Registration {
                 bytes: self.file.identity.bytes,
                 fingerprint: fingerprint(&self.file.identity),
                 replay: self.replay,
+                mapping: self.file.mapping,
             },
             shards: ranges.len() as u32,
             created_at: Timestamp::now(),
@@ -181,6 +189,10 @@ async fn create_missing(etcd: &Etcd, entries: &[(String, Vec<u8>)]) -> Result<()
 /// A replay follows time through the whole file, so it is not cut: shards of one file would
 /// take turns anyway.
 pub(crate) fn shards(file: &CsvFile, paced: bool) -> anyhow::Result<Vec<Range<u64>>> {
+    if paced && file.layout.gpu_z && file.shards(None)?.len() > 1 {
+        let path = file.path.display();
+        bail!("{path}: a log of several sessions cannot be replayed in time; read it as it is");
+    }
     if paced {
         return Ok(std::iter::once(file.header_end..file.length()?).collect());
     }

@@ -12,7 +12,7 @@ use std::{
 use nexus_common::{
     crash_point,
     etcd::{Claim, Error},
-    keyspace::{ClaimItem, Progress, Replay, Source, SourceKind},
+    keyspace::{ClaimItem, Mapping, Progress, Replay, Source, SourceKind},
     model::{IdError, Lane},
     queue::{Enqueued, Producer},
     runtime::{Life, Work},
@@ -139,7 +139,7 @@ impl Shards {
         if source.kind.is_live() {
             return self.follow(lane, claim, &source, busy, gone).await;
         }
-        let SourceKind::Csv { path, bytes, fingerprint, replay } = source.kind else {
+        let SourceKind::Csv { path, bytes, fingerprint, replay, mapping } = source.kind else {
             return Ok(Go::Ended);
         };
         // A paced shard mostly sleeps, and must not keep others from running.
@@ -158,8 +158,11 @@ impl Shards {
         if producer.progress().done {
             return Ok(Go::Ended);
         }
-        let file =
-            spawn_blocking(move || open_same(Path::new(&path), bytes, &fingerprint)).await??;
+        let start = producer.progress().range.start;
+        let file = spawn_blocking(move || {
+            open_same(Path::new(&path), bytes, &fingerprint, mapping)?.at_shard(start)
+        })
+        .await??;
         self.pump(producer, file, replay, gone).await
     }
 
@@ -323,8 +326,13 @@ impl Shards {
 }
 
 /// Opens the file if it still is the one that was registered.
-pub(crate) fn open_same(path: &Path, bytes: u64, registered: &str) -> Result<CsvFile, FileError> {
-    let file = CsvFile::open(path)?;
+pub(crate) fn open_same(
+    path: &Path,
+    bytes: u64,
+    registered: &str,
+    mapping: Option<Box<Mapping>>,
+) -> Result<CsvFile, FileError> {
+    let file = CsvFile::open_as(path, mapping)?;
     if file.identity.bytes == bytes && fingerprint(&file.identity) == registered {
         Ok(file)
     } else {

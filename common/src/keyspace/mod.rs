@@ -8,7 +8,7 @@ mod key;
 pub mod live;
 mod value;
 
-pub use csv::{Follow, Followed};
+pub use csv::{Follow, Followed, Mapping};
 pub use key::{BlockName, ClaimItem, Key, KeyError, KeyRange, Keyspace, KeyspaceError};
 pub use value::{
     Claimant, ClusterRecord, CommitSummary, Config, Cursor, DeadLetter, FileRange, Floor,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    csv::{Follow, Followed},
+    csv::{Follow, Followed, Mapping},
     key::BlockName,
     live::{Scrape, Simulate},
 };
@@ -118,6 +118,9 @@ pub enum SourceKind {
         /// Replay in time, if asked for.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         replay: Option<Replay>,
+        /// What its columns mean, if its header does not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mapping: Option<Box<Mapping>>,
     },
     /// A CSV file that somebody asked for and nobody opened yet: the first streamer that finds it
     /// puts `Csv` in its place.
@@ -130,6 +133,9 @@ pub enum SourceKind {
         /// Begin again at the end, for ever.
         #[serde(default)]
         looped: bool,
+        /// What its columns mean, if its header does not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mapping: Option<Box<Mapping>>,
     },
     /// A CSV file that grows.
     Follow(Follow),

@@ -4,6 +4,7 @@
 //! read so far (`shards/`), what is queued and what is stored is nobody's to change but their
 //! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
 
+pub mod gpu_z;
 pub mod header;
 pub mod input;
 mod wanted;
@@ -79,7 +80,8 @@ impl SourceDesk {
         speed_milli: Option<u64>,
         looped: bool,
     ) -> Result<Written, SourceError> {
-        let kind = SourceKind::Declared { path: path.to_owned(), speed_milli, looped };
+        let mapping = None;
+        let kind = SourceKind::Declared { path: path.to_owned(), speed_milli, looped, mapping };
         self.create(id, &Wanted::new(kind)?).await
     }
 

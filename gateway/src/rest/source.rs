@@ -97,7 +97,7 @@ impl SourceResource {
         let lanes: Vec<&Arc<Progress>> = lanes.map(|(_, progress)| progress).collect();
         let sum = |of: fn(&Progress) -> u64| lanes.iter().map(|p| of(p)).sum();
         let (path, bytes, speed, looped) = match &source.kind {
-            SourceKind::Declared { path, speed_milli, looped } => {
+            SourceKind::Declared { path, speed_milli, looped, .. } => {
                 (Some(path), None, *speed_milli, *looped)
             }
             SourceKind::Csv { path, bytes, replay, .. } => {
@@ -159,13 +159,18 @@ mod tests {
 
     #[test]
     fn the_state_follows_from_what_is_wanted_and_what_was_done() {
-        let declared =
-            || SourceKind::Declared { path: "/a".to_owned(), speed_milli: None, looped: false };
+        let declared = || SourceKind::Declared {
+            path: "/a".to_owned(),
+            speed_milli: None,
+            looped: false,
+            mapping: None,
+        };
         let csv = || SourceKind::Csv {
             path: "/a".to_owned(),
             bytes: 1,
             fingerprint: String::new(),
             replay: None,
+            mapping: None,
         };
         let check = |kind: SourceKind, paused: bool, done: u64, expected: SourceState| {
             let source = Source { kind, shards: 2, created_at: Timestamp::EPOCH, paused };
@@ -192,8 +197,12 @@ mod tests {
             lanes.push((Lane { source: name.parse().unwrap(), shard }, Arc::new(progress)));
         }
         snapshot.lanes.extend(lanes);
-        let kind =
-            SourceKind::Declared { path: "/a".to_owned(), speed_milli: Some(2500), looped: true };
+        let kind = SourceKind::Declared {
+            path: "/a".to_owned(),
+            speed_milli: Some(2500),
+            looped: true,
+            mapping: None,
+        };
         let source = Source { kind, shards: 0, created_at: Timestamp::EPOCH, paused: false };
         let of = SourceResource::of(&"a".parse().unwrap(), &source, &snapshot);
         assert_eq!((of.samples, of.rows_rejected, of.bytes_read), (200, 3, 10));

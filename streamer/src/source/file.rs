@@ -9,6 +9,7 @@ use std::{
 };
 
 use nexus_common::{
+    keyspace::Mapping,
     model::{IdError, SourceId, Timestamp},
     sources::{
         header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
@@ -18,7 +19,7 @@ use nexus_common::{
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{csv::parse_timestamp, shards};
+use super::{csv::parse_local, sessions, shards};
 
 /// Bytes of either end of a file that identify it: enough to hold timestamps and values.
 const EDGE_BYTES: u64 = 64 * 1024;
@@ -173,6 +174,8 @@ pub struct CsvFile {
     pub header_end: u64,
     /// How it is packed.
     pub packing: Packing,
+    /// What its columns mean, where its header does not say it.
+    pub mapping: Option<Box<Mapping>>,
     /// What it is.
     pub identity: FileIdentity,
 }
@@ -183,6 +186,14 @@ impl CsvFile {
     /// # Errors
     /// When it cannot be read or its first line is not a header.
     pub fn open(path: &Path) -> Result<Self, FileError> {
+        Self::open_as(path, None)
+    }
+
+    /// Likewise, with a mapping for what the header does not say.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_as(path: &Path, mapping: Option<Box<Mapping>>) -> Result<Self, FileError> {
         let fail = |source| FileError::io(path, source);
         let mut file = open(path)?;
         let identity = identity(&mut file).map_err(fail)?;
@@ -191,9 +202,16 @@ impl CsvFile {
         let input = Input::open(path, 0).map_err(fail)?;
         input.take(HEADER_BYTES_MAX).read_to_end(&mut head).map_err(fail)?;
         let (header, header_end) = read_header(&head).map_err(fail)?;
-        let layout = Layout::parse(&header)
+        let layout = Layout::parse_as(&header, mapping.as_deref())
             .map_err(|source| FileError::Header { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), layout: Arc::new(layout), header_end, packing, identity })
+        Ok(Self {
+            path: path.to_owned(),
+            layout: Arc::new(layout),
+            header_end,
+            packing,
+            mapping,
+            identity,
+        })
     }
 
     /// Like [`CsvFile::open`], for a file that was registered before.
@@ -218,6 +236,24 @@ impl CsvFile {
         source_id(&self.path, &self.identity)
     }
 
+    /// The file as a shard that begins at `start` is to be read: where sessions have headers of
+    /// their own, that of its session counts. Reads all before it, then.
+    ///
+    /// # Errors
+    /// When it cannot be read, or that header not be understood.
+    pub fn at_shard(mut self, start: u64) -> Result<Self, FileError> {
+        if self.layout.gpu_z && start > self.header_end {
+            let fail = |source| FileError::io(&self.path, source);
+            let before = Input::open(&self.path, 0).map_err(fail)?.take(start);
+            let header = sessions::headers(before).map_err(fail)?.last;
+            let (header, _) = read_header(&header).map_err(fail)?;
+            let layout = Layout::parse_as(&header, self.mapping.as_deref())
+                .map_err(|source| FileError::Header { path: self.path.clone(), source })?;
+            self.layout = Arc::new(layout);
+        }
+        Ok(self)
+    }
+
     /// How many bytes there are in it. Reads all of a packed file.
     ///
     /// # Errors
@@ -235,11 +271,17 @@ impl CsvFile {
     }
 
     /// Its shards, of `shard_bytes` or of the size [`shards::shard_bytes`] plans. Reads the whole
-    /// file once. A packed file is one shard: it cannot be entered in the middle.
+    /// file once. A packed file is one shard: it cannot be entered in the middle. A log of GPU-Z has
+    /// one a session.
     ///
     /// # Errors
     /// When it cannot be read or became shorter.
     pub fn shards(&self, shard_bytes: Option<u64>) -> Result<Vec<Range<u64>>, FileError> {
+        if self.layout.gpu_z {
+            let fail = |source| FileError::io(&self.path, source);
+            let found = sessions::headers(Input::open(&self.path, 0).map_err(fail)?);
+            return Ok(sessions::rows(&found.map_err(fail)?.at, self.length()?));
+        }
         if self.packing != Packing::Plain {
             let whole = self.header_end..self.length()?;
             return Ok(if whole.is_empty() { Vec::new() } else { vec![whole] });
@@ -276,7 +318,9 @@ impl CsvFile {
         let mut reader =
             csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
         let records = reader.byte_records().map_while(Result::ok);
-        records.filter_map(|r| parse_timestamp(self.layout.timestamp_of(&r)?)).collect()
+        records
+            .filter_map(|r| parse_local(self.layout.timestamp_of(&r)?, self.layout.east_ms))
+            .collect()
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use nexus_common::{
-    keyspace::Followed,
+    keyspace::{Followed, Mapping},
     sources::{
         header::{HEADER_BYTES_MAX, Layout, read_header},
         input::Input,
@@ -25,6 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     csv::{Batch, BatchLimits, ReadError, SeriesCache, ShardReader},
     file::{FileError, open},
+    sessions,
 };
 
 /// Bytes of a file's head that it is known by: more than its header, so that they hold a time.
@@ -54,6 +55,7 @@ pub(crate) enum Look {
 #[derive(Debug)]
 pub(crate) struct Tail {
     path: PathBuf,
+    mapping: Option<Box<Mapping>>,
     file: File,
     layout: Arc<Layout>,
     position: u64,
@@ -79,10 +81,11 @@ impl Tail {
     /// When a file cannot be read, or its first line is not a header.
     pub(crate) fn open(
         path: &Path,
+        mapping: Option<Box<Mapping>>,
         stood: Option<&Followed>,
     ) -> Result<(Option<Self>, bool), FileError> {
         let Some(stood) = stood else {
-            return Ok((Self::begin(path)?, false));
+            return Ok((Self::begin(path, mapping)?, false));
         };
         let head = Head { bytes: stood.head_bytes, hash: stood.head_hash };
         let fail = |source| FileError::io(path, source);
@@ -91,22 +94,29 @@ impl Tail {
             Some(file) => Some(file),
             None => renamed(path, stood.inode, head).map_err(fail)?,
         };
-        let Some(mut file) = file else { return Ok((Self::begin(path)?, true)) };
-        let Some((layout, _)) = header(path, &mut file)? else {
-            return Ok((Self::begin(path)?, true));
+        let Some(mut file) = file else { return Ok((Self::begin(path, mapping)?, true)) };
+        let Some((mut layout, _)) = header(path, &mut file, mapping.as_deref())? else {
+            return Ok((Self::begin(path, mapping)?, true));
         };
+        if layout.gpu_z {
+            file.seek(SeekFrom::Start(0)).map_err(fail)?;
+            let last = sessions::headers(file.by_ref().take(stood.position)).map_err(fail)?.last;
+            layout = understood(path, &last, mapping.as_deref())?;
+        }
         let (position, cache) = (stood.position, SeriesCache::default());
         let path = path.to_owned();
-        Ok((Some(Self { path, file, layout, position, head, cache, still: None }), false))
+        Ok((Some(Self { path, mapping, file, layout, position, head, cache, still: None }), false))
     }
 
     /// The file that has the path now, from its first row. None while it has no header.
-    fn begin(path: &Path) -> Result<Option<Self>, FileError> {
+    fn begin(path: &Path, mapping: Option<Box<Mapping>>) -> Result<Option<Self>, FileError> {
         let mut file = open(path)?;
-        let Some((layout, position)) = header(path, &mut file)? else { return Ok(None) };
+        let Some((layout, position)) = header(path, &mut file, mapping.as_deref())? else {
+            return Ok(None);
+        };
         let (path, cache) = (path.to_owned(), SeriesCache::default());
         let head = Head::default();
-        Ok(Some(Self { path, file, layout, position, head, cache, still: None }))
+        Ok(Some(Self { path, mapping, file, layout, position, head, cache, still: None }))
     }
 
     /// Where it stands.
@@ -141,6 +151,7 @@ impl Tail {
         let end = complete(&mut self.file, self.position, bytes).map_err(fail)?;
         if end > self.position {
             self.still = None;
+            let Some(end) = self.session(end)? else { return Ok(Look::Nothing) };
             return self.read(end, limits).map(Look::Rows);
         }
         if !self.replaced().map_err(fail)? {
@@ -165,9 +176,30 @@ impl Tail {
         self.switch()
     }
 
+    /// Where the rows of this session end; none where another one's header came first, and was
+    /// taken.
+    fn session(&mut self, end: u64) -> Result<Option<u64>, FileError> {
+        if !self.layout.gpu_z {
+            return Ok(Some(end));
+        }
+        let fail = |source| FileError::io(&self.path, source);
+        self.file.seek(SeekFrom::Start(self.position)).map_err(fail)?;
+        let new = sessions::headers((&self.file).take(end - self.position)).map_err(fail)?;
+        let Some(first) = new.at.first() else { return Ok(Some(end)) };
+        if first.start > 0 {
+            return Ok(Some(self.position + first.start));
+        }
+        let mut line = Vec::new();
+        self.file.seek(SeekFrom::Start(self.position)).map_err(fail)?;
+        (&self.file).take(first.end).read_to_end(&mut line).map_err(fail)?;
+        self.layout = understood(&self.path, &line, self.mapping.as_deref())?;
+        self.position += first.end;
+        Ok(None)
+    }
+
     /// The next file has the path; it may be seen before its header is.
     fn switch(&mut self) -> Result<Look, ReadFailed> {
-        match Self::begin(&self.path)? {
+        match Self::begin(&self.path, self.mapping.clone())? {
             Some(next) => {
                 let cache = std::mem::take(&mut self.cache);
                 *self = Self { cache, ..next };
@@ -178,7 +210,8 @@ impl Tail {
     }
 
     fn truncated(&mut self) -> Result<Look, ReadFailed> {
-        let Some((layout, position)) = header(&self.path, &mut self.file)? else {
+        let mapping = self.mapping.as_deref();
+        let Some((layout, position)) = header(&self.path, &mut self.file, mapping)? else {
             return Ok(Look::Nothing);
         };
         (self.layout, self.position) = (layout, position);
@@ -252,7 +285,11 @@ pub(crate) enum ReadFailed {
 }
 
 /// What the columns mean and where the first row begins; none while the first line is not whole.
-fn header(path: &Path, file: &mut File) -> Result<Option<(Arc<Layout>, u64)>, FileError> {
+fn header(
+    path: &Path,
+    file: &mut File,
+    mapping: Option<&Mapping>,
+) -> Result<Option<(Arc<Layout>, u64)>, FileError> {
     let fail = |source| FileError::io(path, source);
     let mut head = Vec::new();
     file.seek(SeekFrom::Start(0)).map_err(fail)?;
@@ -260,10 +297,19 @@ fn header(path: &Path, file: &mut File) -> Result<Option<(Arc<Layout>, u64)>, Fi
     if !head.contains(&b'\n') && (head.len() as u64) < HEADER_BYTES_MAX {
         return Ok(None);
     }
-    let (record, end) = read_header(&head).map_err(fail)?;
-    let layout = Layout::parse(&record)
-        .map_err(|source| FileError::Header { path: path.to_owned(), source })?;
-    Ok(Some((Arc::new(layout), end)))
+    let (_, end) = read_header(&head).map_err(fail)?;
+    Ok(Some((understood(path, &head, mapping)?, end)))
+}
+
+/// What the columns of a text's first line mean.
+fn understood(
+    path: &Path,
+    text: &[u8],
+    mapping: Option<&Mapping>,
+) -> Result<Arc<Layout>, FileError> {
+    let (record, _) = read_header(text).map_err(|source| FileError::io(path, source))?;
+    let layout = Layout::parse_as(&record, mapping);
+    layout.map(Arc::new).map_err(|source| FileError::Header { path: path.to_owned(), source })
 }
 
 fn head(file: &mut File, bytes: u64) -> io::Result<Head> {
@@ -352,7 +398,7 @@ mod tests {
         fn new(text: &str) -> Self {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("log.csv"), text).unwrap();
-            let (tail, lost) = Tail::open(&folder.path().join("log.csv"), None).unwrap();
+            let (tail, lost) = Tail::open(&folder.path().join("log.csv"), None, None).unwrap();
             assert!(!lost);
             Self { folder, now: Instant::now(), tail, seen: Vec::new(), rejected: 0 }
         }
@@ -398,7 +444,7 @@ mod tests {
             let stood = self.tail.as_ref().unwrap().followed().unwrap();
             let json = serde_json::to_string(&stood).unwrap();
             let stood: Followed = serde_json::from_str(&json).unwrap();
-            let (tail, lost) = Tail::open(&self.path("log.csv"), Some(&stood)).unwrap();
+            let (tail, lost) = Tail::open(&self.path("log.csv"), None, Some(&stood)).unwrap();
             self.tail = tail;
             lost
         }

@@ -6,6 +6,7 @@ pub mod file;
 pub(crate) mod follow;
 pub(crate) mod named;
 pub mod scrape;
+pub(crate) mod sessions;
 pub mod shards;
 pub(crate) mod simulate;
 

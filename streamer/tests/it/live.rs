@@ -170,7 +170,7 @@ async fn the_examples_of_the_documentation_are_sources() {
     let text = std::fs::read_to_string(format!("{folder}/docs/SOURCES.md")).unwrap();
     let examples: Vec<&str> =
         text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(examples.len(), 3);
+    assert_eq!(examples.len(), 4);
     for (nth, example) in examples.iter().enumerate() {
         let file = case.write(&format!("{nth}.yaml"), example);
         let (good, said) = source(&case, &["apply", "-f", file.to_str().unwrap()]);
@@ -184,7 +184,9 @@ async fn the_examples_of_the_documentation_are_sources() {
     let (_, list) = source(&case, &["list"]);
     let listed: Vec<Vec<&str>> =
         list.lines().skip(1).map(|line| line.split_whitespace().take(2).collect()).collect();
-    let expected =
-        [["dcgm", "scrape"], ["export", "csv"], ["lab", "simulate"], ["live", "simulate"]];
+    let csv = ["export", "lab-pcs", "log", "long"].map(|name| [name, "csv"]);
+    let simulated = ["lab", "live"].map(|name| [name, "simulate"]);
+    let mut expected = [&csv[..], &simulated, &[["dcgm", "scrape"]]].concat();
+    expected.sort_unstable();
     assert_eq!(listed, expected);
 }

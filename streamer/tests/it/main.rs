@@ -5,6 +5,7 @@
 mod exporter;
 mod follow;
 mod fuzz;
+mod gpu_z;
 mod input;
 mod live;
 mod named;

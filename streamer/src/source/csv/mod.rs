@@ -13,6 +13,7 @@ mod template;
 mod value;
 
 pub use batch::{Batch, BatchLimits, Reject, RejectReason};
+pub(crate) use clock::parse_local;
 pub use clock::{Restamp, parse_timestamp};
 pub use label_text::{LabelTextError, parse_labels};
 pub use nexus_common::sources::header::{HeaderError, Kind, Layout};

@@ -163,6 +163,7 @@ impl ShardReader {
         let records = Records::new(Window { input, started: false, left, truncated: false });
         let mut cache = SeriesCache::default();
         cache.attach(&layout);
+        let clock = Clock::east(layout.east_ms);
         Self {
             path,
             values: Vec::with_capacity(layout.values.len()),
@@ -178,7 +179,7 @@ impl ShardReader {
             before: None,
             #[cfg(test)]
             recognised: 0,
-            clock: Clock::default(),
+            clock,
             cache,
         }
     }
@@ -326,7 +327,7 @@ impl ShardReader {
                 timestamp = Some(text);
             } else if columns.next_if(|value| value.column == column).is_some()
                 && let Some(measured) = series.measured.get(values.len())
-                && let Ok(value) = parse_value(text)
+                && let Ok(value) = measured_value(layout, text)
             {
                 let value = value.filter(|v| !measured.is_absent(*v));
                 samples += u64::from(value.is_some());
@@ -368,7 +369,7 @@ impl ShardReader {
     }
 
     fn stamp(&mut self) -> Option<Stamped> {
-        let whole = self.record.len() == self.layout.columns;
+        let whole = self.layout.fits(self.record.len());
         let text = if whole { self.record.get(self.layout.timestamp) } else { None };
         self.clock.read(text?)
     }
@@ -380,7 +381,7 @@ impl ShardReader {
             let detail = format!("a record of {size} bytes, at most {RECORD_BYTES_MAX} are read");
             return Err((RejectReason::TooLong, detail));
         }
-        if self.record.len() != self.layout.columns {
+        if !self.layout.fits(self.record.len()) {
             let (got, wanted) = (self.record.len(), self.layout.columns);
             let detail = format!("{got} columns where the header has {wanted}");
             return Err((RejectReason::Columns, detail));
@@ -395,7 +396,7 @@ impl ShardReader {
         let mut samples = 0;
         for (value, measured) in self.layout.values.iter().zip(&series.measured) {
             let text = self.record.get(value.column).unwrap_or_default();
-            let value = parse_value(text).map_err(|e| refuse_value(e, text))?;
+            let value = measured_value(&self.layout, text).map_err(|e| refuse_value(e, text))?;
             let value = value.filter(|v| !measured.is_absent(*v));
             samples += u64::from(value.is_some());
             self.values.push(value);
@@ -425,6 +426,11 @@ impl ShardReader {
         let offset = self.from + self.begun.0.saturating_sub(1);
         batch.reject(|| Reject { offset, row: self.row + 1, reason, detail }, reason);
     }
+}
+
+/// A measurement, or none where the layout's way to say so stands there.
+fn measured_value(layout: &Layout, text: &[u8]) -> Result<Option<f64>, ValueError> {
+    if layout.is_absent(text) { Ok(None) } else { parse_value(text) }
 }
 
 /// The beginning of a field, fit for a log line.
