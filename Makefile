@@ -16,6 +16,7 @@ K8S_KNOBS = STREAMER_INSTANCES='$(STREAMER_INSTANCES)' COLLECTOR_INSTANCES='$(CO
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
 	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-live bench-start \
+	bench-peers bench-fleet bench-soak bench-scrape \
 	generate-swagger lint-openapi dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
 	k8s-status-nexus k8s-logs-nexus k8s-undeploy-nexus k8s-port-forward kind-deploy
 
@@ -37,12 +38,7 @@ deps: ## Install what is missing: protoc, etcd, curl, jq (asks nothing)
 build-nexus: ## Build the three binaries, optimised
 	cargo build --release --workspace --bins
 test: ## All tests; installs etcd and protoc first when they are missing
-	@scripts/deps.sh
-	cargo test --workspace
-	@scripts/check.sh
-	@scripts/smoke.sh
-	@scripts/test-deploy.sh
-	@CHURN_TIMES=told scripts/churn.sh short
+	@scripts/test.sh
 test-etcd35: ## All tests on etcd 3.5, fetched beside the installed one
 	@dir=$$(scripts/get-etcd35.sh) && NEXUS_ETCD_BIN_DIR=$$dir cargo test --workspace
 churn: ## Every fault there is on real programs and etcds, measured (minutes; nothing else should run)
@@ -69,6 +65,10 @@ bench-live: ## Measure live streams: many subscribers, some that never read, a r
 	@scripts/bench-live.sh
 bench-fleet: build-nexus ## Measure live fleets of 1,000, 4,000 and 10,000 GPUs, five minutes each
 	@scripts/bench-fleet.sh
+bench-soak: build-nexus ## Measure an hour of 10 million samples a minute under retention, with a plot
+	@scripts/bench-fleet.sh soak
+bench-scrape: build-nexus ## Measure scraping: 10,000 exporters, of whose streamers one is killed
+	@scripts/bench-scrape.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
 	@scripts/bench-start.sh
 generate-swagger: build-nexus ## Write docs/openapi.json, openapi.yaml and schema.graphql from the gateway

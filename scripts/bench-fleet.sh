@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Measures live fleets: BENCH_FLEET_HOSTS (125 500 1250) hosts with 8 GPUs of 12 metrics each, made
-# up once a second by two streamers, through an etcd with fsync and two collectors to a gateway,
-# all on this machine, BENCH_FLEET_SECONDS (300) each after BENCH_FLEET_WARM_SECONDS (15). Prints
-# a line for each; writes .nexus/bench/fleet.json. Everything it starts is gone afterwards.
+# Measures live fleets: hosts with 8 GPUs of 20 metrics each, made up once a second by two
+# streamers, through an etcd with fsync and two collectors to a gateway, all on this machine.
+#   bench-fleet.sh        BENCH_FLEET_HOSTS (125 500 1250), BENCH_FLEET_SECONDS (300) each; a line
+#                         for each, and all in .nexus/bench/fleet.json
+#   bench-fleet.sh soak   1042 hosts (10 million samples a minute) for an hour, of which the last
+#                         quarter is kept; .nexus/bench/soak.json, and soak.svg, the database
+# BENCH_FLEET_WARM_SECONDS (15) of each are not counted. The settings of collectors are taken from
+# the environment. Everything it starts is gone afterwards.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export NEXUS_PID_DIR=$here/.pids/bench-fleet NEXUS_LOG_DIR=$here/logs/bench-fleet
 export GATEWAY_PORT_BASE=${GATEWAY_PORT_BASE:-8298}
@@ -12,8 +16,17 @@ unset GATEWAY_URL LOOP_MODE REPLAY_SPEED ETCD_ENDPOINTS CSV_FILE
 source "$here/scripts/lib.sh"
 source "$here/scripts/bench-lib.sh"
 
+NAME=fleet
+if [[ ${1:-} == soak ]]; then
+    NAME=soak BENCH_FLEET_HOSTS=${BENCH_FLEET_HOSTS:-1042} BENCH_FLEET_SECONDS=${BENCH_FLEET_SECONDS:-3600}
+    export BUCKET_SECONDS=${BUCKET_SECONDS:-300} RETENTION_SECONDS=${RETENTION_SECONDS:-900}
+    export RETENTION_EVERY_SECONDS=${RETENTION_EVERY_SECONDS:-30}
+elif (($# > 0)); then
+    die "bench-fleet: unknown word '$1'; allowed: soak"
+fi
 read -ra FLEETS <<<"${BENCH_FLEET_HOSTS:-125 500 1250}"
 LASTING=${BENCH_FLEET_SECONDS:-300}
+EVERY=5 # seconds between two looks at the database
 WARM=${BENCH_FLEET_WARM_SECONDS:-15}
 DIR=$STATE_DIR/bench
 PORT=${BENCH_ETCD_PORT:-12519}
@@ -48,20 +61,54 @@ reading() {
         '{at: $at, stored: $stats.samples.stored, accepted: ($stats.samples.stored + $stats.samples.queued), txns: $txns, puts: $puts,
           missed: $missed, cpu: {streamers: $streamers, collectors: $collectors, gateway: $gateway, etcd: $etcd}}'
 }
-# worst_lag: the age in seconds of the newest sample that a client is served, at worst.
-worst_lag() {
-    local end=$((SECONDS + LASTING)) worst=0 newest
-    while ((SECONDS < end)); do
+rss() { awk '/^VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$1/status"; }
+# timeline FILE: a line every EVERY seconds while it is measured: seconds so far, the database and
+# what of it is in use (MiB), the age in seconds of the newest sample that a client is served, the
+# worst of that, the gateway's memory and etcd's (MiB).
+timeline() {
+    local begin=$SECONDS next=$SECONDS newest lag worst=0
+    while ((SECONDS < begin + LASTING)); do
         newest=$(ask "$API/api/v1/telemetry?limit=1" | jq -r '.data[0].timestamp')
-        worst=$(awk -v now="$EPOCHREALTIME" -v at="$(date -d "$newest" +%s.%N)" -v worst="$worst" \
-            'BEGIN { lag = now - at; printf "%.2f", (lag > worst ? lag : worst) }')
+        read -r lag worst < <(awk -v now="$EPOCHREALTIME" -v at="$(date -d "$newest" +%s.%N)" -v worst="$worst" \
+            'BEGIN { lag = now - at; printf "%.2f %.2f\n", lag, (lag > worst ? lag : worst) }')
+        if ((SECONDS >= next)); then
+            next=$((next + EVERY))
+            printf '%d %d %d %s %s %d %d\n' $((SECONDS - begin)) $(($(figure etcd_mvcc_db_total_size_in_bytes) >> 20)) \
+                $(($(figure etcd_mvcc_db_total_size_in_use_in_bytes) >> 20)) "$lag" "$worst" \
+                "$(all gateway rss)" "$(rss "$etcd_pid")"
+        fi
         sleep 1
-    done
-    echo "$worst"
+    done >"$1"
+}
+# plot FILE: a timeline's database as SVG.
+plot() {
+    awk '{ t[NR] = $1; size[NR] = $2; used[NR] = $3; if ($2 > top) top = $2 }
+        function line(values, colour,   i, points) {
+            for (i = 1; i <= NR; i++) points = points sprintf("%.1f,%.1f ", 60 + t[i] / t[NR] * 620, 240 - values[i] / top * 210)
+            printf "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\" points=\"%s\"/>\n", colour, points
+        }
+        function text(x, y, anchor, colour, what) {
+            printf "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\" fill=\"%s\">%s</text>\n", x, y, anchor, colour, what
+        }
+        END {
+            step = int(top / 5 / 10 + 1) * 10
+            print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 700 280\" font-family=\"sans-serif\" font-size=\"12\">"
+            print "<rect width=\"700\" height=\"280\" fill=\"white\"/>"
+            for (y = 0; y <= top; y += step) {
+                printf "<line x1=\"60\" x2=\"680\" y1=\"%d\" y2=\"%d\" stroke=\"#ddd\"/>\n", 240 - y / top * 210, 240 - y / top * 210
+                text(54, 244 - y / top * 210, "end", "#333", y)
+            }
+            for (m = 0; m * 600 <= t[NR]; m++) text(60 + m * 600 / t[NR] * 620, 258, "middle", "#333", m * 10)
+            text(370, 276, "middle", "#333", "minutes")
+            text(60, 20, "start", "#1f5fa8", "database, MiB"); text(170, 20, "start", "#c2571a", "of it in use")
+            line(size, "#1f5fa8"); line(used, "#c2571a")
+            print "</svg>"
+        }' "$1"
 }
 
 fleet() {
-    local hosts=$1 n before after lag size
+    local hosts=$1 lines n before after lag size
+    lines=$DIR/$NAME-$1.txt
     start_etcd
     scripts/scale.sh collector 2 >/dev/null
     scripts/scale.sh gateway 1 >/dev/null
@@ -71,8 +118,12 @@ fleet() {
         echo "$DETACHED_PID" >"$(pid_file streamer "$n")"
     done
     sleep "$WARM" # what is measured has begun
+    for n in 1 2; do
+        [[ -n $(command_of "$(pid_in "$(pid_file streamer "$n")")") ]] || die "bench-fleet: a streamer has ended; see $LOG_DIR/streamer-$n.log"
+    done
     before=$(reading)
-    lag=$(worst_lag)
+    timeline "$lines"
+    lag=$(tail -n 1 "$lines" | cut -d ' ' -f 5)
     after=$(reading)
     size=$(figure etcd_mvcc_db_total_size_in_bytes)
     jq -nc --argjson hosts "$hosts" --argjson a "$before" --argjson b "$after" --argjson lag "$lag" --argjson size "${size:-0}" \
@@ -95,6 +146,7 @@ need etcd etcdctl curl jq awk
 for role in "${ROLES[@]}"; do need_binary "$role"; done
 mkdir -p "$DIR" "$LOG_DIR" "$PID_DIR"
 trap clean_up EXIT
-say "live fleets of 8 GPUs a host, 12 metrics a second each; 2 streamers, 2 collectors, 1 gateway, 1 etcd on $(getconf _NPROCESSORS_ONLN) cores; $LASTING s each"
-for hosts in "${FLEETS[@]}"; do fleet "$hosts"; done | tee "$DIR/fleet-runs.json"
-jq -s . "$DIR/fleet-runs.json" >"$DIR/fleet.json"
+say "live fleets of 8 GPUs a host, 20 metrics a second each; 2 streamers, 2 collectors, 1 gateway, 1 etcd on $(getconf _NPROCESSORS_ONLN) cores; $LASTING s each"
+for hosts in "${FLEETS[@]}"; do fleet "$hosts"; done | tee "$DIR/$NAME-runs.json"
+jq -s . "$DIR/$NAME-runs.json" >"$DIR/$NAME.json"
+if [[ $NAME == soak ]]; then plot "$DIR/soak-${FLEETS[0]}.txt" >"$DIR/soak.svg"; fi

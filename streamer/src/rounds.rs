@@ -32,7 +32,7 @@ use crate::{
     source::scrape::{
         Answered, Reader, Reading,
         fetch::Client,
-        target::{due, host_of, of_shard, read_file},
+        target::{TargetFiles, due, host_of, of_shard},
     },
 };
 
@@ -46,6 +46,15 @@ const ASKED_MAX: usize = 32;
 const ASKED_BY_ALL_MAX: usize = 128;
 /// Answers put into one transaction at most: what they hold waits in memory for the others.
 const ANSWERS_MAX: usize = 64;
+/// How long the first of them waits for the others, at most and in parts of the interval: a
+/// transaction an answer would be etcd's whole work.
+const LINGER_MAX: Duration = Duration::from_millis(200);
+const LINGER_PART: u64 = 10;
+/// How late a target is still asked, at least and in parts of its interval: what it answers is
+/// written down as of the instant that it was due, and the next one follows soon. Later, that
+/// instant is missed.
+const LATE_MS: u64 = 100;
+const LATE_PART: u64 = 4;
 /// Least time between two log lines about one target.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -72,8 +81,8 @@ impl Drop for OnItsWay {
 struct Asked {
     target: Target,
     host: HostName,
-    /// First instant it was not asked at yet.
-    from: u64,
+    /// When it is asked next.
+    due: u64,
     /// Counts how often what it is asked for changed: an answer to an older question is dropped.
     generation: u64,
     /// Away while it is asked.
@@ -97,10 +106,20 @@ struct Round {
     client: Client,
     reading: Arc<Reading>,
     asked: HashMap<String, Asked>,
+    /// What the files said.
+    files: Vec<Arc<Vec<Target>>>,
     /// First instant that nobody was asked at yet.
     from: u64,
     generation: u64,
     files_read: Instant,
+}
+
+/// Answers that wait to be enqueued together.
+#[derive(Default)]
+struct Waiting {
+    measured: Measured,
+    answers: usize,
+    since: Option<Instant>,
 }
 
 impl Shards {
@@ -112,6 +131,7 @@ impl Shards {
     ) -> Result<Go, ShardError> {
         let mut round: Option<Round> = None;
         let mut replies: JoinSet<Reply> = JoinSet::new();
+        let mut waiting = Waiting::default();
         loop {
             let source = self.sources.get(&producer.lane().source).map(|source| source.kind);
             let Some(SourceKind::Scrape(scrape)) = source else { return Ok(Go::Ended) };
@@ -119,9 +139,10 @@ impl Shards {
             let mut now_round = match round.take() {
                 Some(known) if known.is_current(&scrape) => known,
                 old => {
-                    let secrets = self.args.scrape_secrets_dir.clone();
-                    spawn_blocking(move || Round::renew(old, scrape, &secrets, shard, begin))
-                        .await??
+                    let (secrets, files) =
+                        (self.args.scrape_secrets_dir.clone(), Arc::clone(&self.target_files));
+                    let renew = move || Round::renew(old, scrape, &files, &secrets, shard, begin);
+                    spawn_blocking(renew).await??
                 }
             };
             tokio::select! {
@@ -130,37 +151,48 @@ impl Shards {
             }
             let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
             let (missed, next) = now_round.ask(now, &mut replies);
-            let nap = NAP.min(Duration::from_millis(next.saturating_sub(now).max(1)));
-            let first = tokio::select! {
-                () = gone.as_mut() => return Ok(Go::Ended),
-                Some(reply) = replies.join_next() => Some(reply?),
-                () = sleep(nap) => None,
+            waiting.measured.missed += missed;
+            let linger = waiting.left(now_round.scrape.interval_ms);
+            let nap = NAP.min(Duration::from_millis(next.saturating_sub(now).max(1))).min(linger);
+            let (first, leaving) = tokio::select! {
+                () = gone.as_mut() => (None, true),
+                Some(reply) = replies.join_next() => (Some(reply?), false),
+                () = sleep(nap) => (None, false),
             };
-            let mut measured = Measured { missed, ..Measured::default() };
-            let mut taken = 0;
             let mut reply = first;
             while let Some(ready) = reply {
-                now_round.settle(ready, &mut measured);
-                taken += 1;
-                let more = taken < ANSWERS_MAX;
+                now_round.settle(ready, &mut waiting.measured);
+                waiting.answers += 1;
+                waiting.since.get_or_insert_with(Instant::now);
+                let more = waiting.answers < ANSWERS_MAX;
                 reply = more.then(|| replies.try_join_next()).flatten().transpose()?;
             }
-            let cluster = now_round
-                .scrape
-                .cluster
-                .as_ref()
-                .unwrap_or(&self.life.process.args.cluster_id)
-                .clone();
+            let full = waiting.answers >= ANSWERS_MAX;
+            let due = waiting.since.is_some() && (leaving || full)
+                || waiting.left(now_round.scrape.interval_ms).is_zero();
+            let cluster = now_round.scrape.cluster.as_ref();
+            let cluster = cluster.unwrap_or(&self.life.process.args.cluster_id).clone();
             round = Some(now_round);
-            if taken == 0 && missed == 0 {
-                continue;
+            if due {
+                let measured = std::mem::take(&mut waiting).measured;
+                match self.send(&mut producer, cluster, measured).await? {
+                    Enqueued::Committed => {}
+                    Enqueued::Moved => return Ok(Go::Again),
+                    Enqueued::Fenced => return Ok(self.fenced(&producer)),
+                }
             }
-            match self.send(&mut producer, cluster, measured).await? {
-                Enqueued::Committed => {}
-                Enqueued::Moved => return Ok(Go::Again),
-                Enqueued::Fenced => return Ok(self.fenced(&producer)),
+            if leaving {
+                return Ok(Go::Ended);
             }
         }
+    }
+}
+
+impl Waiting {
+    /// How long the others may still take; for ever if there is nothing that waits for them.
+    fn left(&self, interval_ms: u64) -> Duration {
+        let linger = LINGER_MAX.min(Duration::from_millis(interval_ms / LINGER_PART));
+        self.since.map_or(Duration::MAX, |since| linger.saturating_sub(since.elapsed()))
     }
 }
 
@@ -174,15 +206,16 @@ impl Round {
     fn renew(
         old: Option<Self>,
         scrape: Box<Scrape>,
+        target_files: &TargetFiles,
         secrets: &Path,
         shard: u32,
         begin: u64,
     ) -> Result<Self, ShardError> {
-        let mut all = scrape.targets.clone();
+        let mut files = Vec::new();
         let mut complete = true;
         for path in &scrape.files {
-            match read_file(path) {
-                Ok(targets) => all.extend(targets),
+            match target_files.read(path) {
+                Ok(targets) => files.push(targets),
                 Err(error) => {
                     complete = false;
                     let error = format!("{:#}", anyhow::Error::from(error));
@@ -193,6 +226,13 @@ impl Round {
                 }
             }
         }
+        let files_read = Instant::now();
+        let old = match old {
+            Some(old) if complete && old.scrape == scrape && same(&old.files, &files) => {
+                return Ok(Self { files_read, ..old });
+            }
+            old => old,
+        };
         let (mut before, begin, mut generation, kept) = match old {
             Some(old) => {
                 let kept = (old.scrape == scrape).then_some((old.client, old.reading));
@@ -218,6 +258,7 @@ impl Round {
             }
         };
         let mut asked = HashMap::new();
+        let all = scrape.targets.iter().chain(files.iter().flat_map(|targets| targets.iter()));
         for target in of_shard(all, &scrape, shard) {
             let Some(host) = host_of(&target) else {
                 tracing::warn!(
@@ -227,13 +268,16 @@ impl Round {
                 continue;
             };
             let url = target.url.clone();
+            let interval = target.interval_ms.unwrap_or(scrape.interval_ms);
             let known = match before.remove(&url).filter(|known| known.host == host) {
-                Some(known) => Asked { target, ..known },
+                // On the grid of its interval, which may be another one now.
+                Some(known) => Asked { due: due(&url, interval, known.due), target, ..known },
                 None => {
                     // Not that of one that went: its answer may be on its way.
                     generation += 1;
                     let reader = Some(Reader::new(host.clone(), &url));
-                    Asked { target, host, from: begin, generation, reader, told: None }
+                    let due = due(&url, interval, begin);
+                    Asked { target, host, due, generation, reader, told: None }
                 }
             };
             asked.insert(url, known);
@@ -242,27 +286,30 @@ impl Round {
             let stay = before.into_iter().filter(|_| !scrape.files.is_empty());
             asked.extend(stay);
         }
-        let files_read = Instant::now();
-        Ok(Self { scrape, client, reading, asked, from: begin, generation, files_read })
+        Ok(Self { scrape, client, reading, asked, files, from: begin, generation, files_read })
     }
 
     /// Asks who is due. How many questions nobody asked in time, and when the next is due.
     fn ask(&mut self, now: u64, replies: &mut JoinSet<Reply>) -> (u64, u64) {
         let (mut missed, mut next) = (0, u64::MAX);
         for asked in self.asked.values_mut() {
-            let interval = asked.target.interval_ms.unwrap_or(self.scrape.interval_ms);
-            let first = due(&asked.target.url, interval, asked.from);
-            if first > now {
-                next = next.min(first);
+            if asked.due > now {
+                next = next.min(asked.due);
                 continue;
             }
+            let interval = asked.target.interval_ms.unwrap_or(self.scrape.interval_ms).max(1);
             let room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
             // One that has not answered yet is not asked again: its answer takes that long.
             let Some(mut reader) = asked.reader.take_if(|_| room) else { continue };
-            let late = (now - first) / interval.max(1);
-            let at = first + late * interval;
+            let (late, at) = newest(asked.due, interval, now);
             missed += late;
-            asked.from = at + 1;
+            asked.due = at + interval;
+            if now - at > LATE_MS.max(interval / LATE_PART) {
+                missed += 1;
+                next = next.min(asked.due);
+                asked.reader = Some(reader);
+                continue;
+            }
             self.from = self.from.max(at + 1);
             let generation = asked.generation;
             let (client, reading) = (self.client.clone(), Arc::clone(&self.reading));
@@ -300,6 +347,18 @@ impl Round {
             tracing::warn!(url = reply.url, error, "a target does not answer");
         }
     }
+}
+
+/// How many instants of a grid lie before its newest one at `now`, from `due` on, and that one.
+/// `due` is not after `now`.
+fn newest(due: u64, interval: u64, now: u64) -> (u64, u64) {
+    let late = now.saturating_sub(due) / interval.max(1);
+    (late, due + late * interval)
+}
+
+/// Whether these are the very same lists.
+fn same(old: &[Arc<Vec<Target>>], new: &[Arc<Vec<Target>>]) -> bool {
+    old.len() == new.len() && old.iter().zip(new).all(|(old, new)| Arc::ptr_eq(old, new))
 }
 
 /// Asks one target: what it answered, and why it did not. Blocking.

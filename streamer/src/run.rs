@@ -90,6 +90,7 @@ async fn stream(
         sources: Arc::clone(&sources),
         permits: Arc::new(Semaphore::new(args.parallel_shards as usize)),
         cache: Arc::new(Mutex::new(None)),
+        target_files: Arc::default(),
         full: Arc::clone(&full),
         told: Arc::new(Mutex::new(Told::default())),
         args: Arc::clone(&args),

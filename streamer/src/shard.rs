@@ -27,7 +27,11 @@ use crate::{
     args::Args,
     prepare::{PrepareError, Prepared, Task},
     register::fingerprint,
-    source::{CsvFile, FileError, csv::SeriesCache, scrape::fetch::FetchError},
+    source::{
+        CsvFile, FileError,
+        csv::SeriesCache,
+        scrape::{fetch::FetchError, target::TargetFiles},
+    },
     sources::Sources,
 };
 
@@ -48,6 +52,8 @@ pub(crate) struct Shards {
     pub(crate) permits: Arc<Semaphore>,
     /// Series met by shards that ended: the next one of the same file meets them again.
     pub(crate) cache: Arc<Mutex<Option<SeriesCache>>>,
+    /// Files of targets that were read.
+    pub(crate) target_files: Arc<TargetFiles>,
     /// Whether etcd is too full to take more.
     pub(crate) full: Arc<AtomicBool>,
     pub(crate) told: Arc<Mutex<Told>>,

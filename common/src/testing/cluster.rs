@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Server, free_port, life_on, program};
+use super::{Server, etcd_data, free_port, life_on, program};
 use crate::{
     etcd::{Etcd, EtcdConfig, Security},
     keyspace::Keyspace,
@@ -52,7 +52,7 @@ impl TestCluster {
             child: None,
         };
         let members = places.into_iter().map(member).collect();
-        let mut cluster = Self { members, data: tempfile::tempdir().unwrap() };
+        let mut cluster = Self { members, data: etcd_data() };
         for index in 0..MEMBERS {
             cluster.spawn(index);
         }

@@ -68,6 +68,16 @@ pub struct Secured {
     pub etcdctl: Vec<String>,
 }
 
+/// A folder for the data of an etcd, below `NEXUS_TEST_ETCD_DATA` if that is set: in memory, the
+/// disk of a machine that others use too has no say in how long an election takes.
+fn etcd_data() -> TempDir {
+    match std::env::var_os("NEXUS_TEST_ETCD_DATA") {
+        Some(folder) => tempfile::tempdir_in(folder),
+        None => tempfile::tempdir(),
+    }
+    .unwrap()
+}
+
 impl TestEtcd {
     /// Starts one and waits until it answers.
     pub fn start() -> Self {
@@ -85,7 +95,7 @@ impl TestEtcd {
     }
 
     fn on_ports(flags: &[&str], secured: Secured, client_port: u16, peer_port: u16) -> Self {
-        let data = tempfile::tempdir().unwrap();
+        let data = etcd_data();
         let flags: Vec<String> = flags.iter().map(|&f| f.to_owned()).collect();
         let client = url(&secured, client_port);
         let child = spawn(data.path(), &client, peer_port, &flags);

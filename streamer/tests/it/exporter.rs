@@ -1,14 +1,18 @@
 //! A tiny exporter as DCGM's, for tests: each answer counts one up, so that an answer that was
 //! enqueued twice can be told.
 
+#[path = "../../examples/exporters/http.rs"]
+mod http;
+
 use std::{
-    io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
+
+use http::{Answer, Asked};
 
 /// Listens until it is dropped.
 pub(crate) struct Exporter {
@@ -32,7 +36,9 @@ impl Exporter {
                 }
                 let (counts, host) = (Arc::clone(&counts), host.clone());
                 // Whoever asked may be killed while it is answered.
-                std::thread::spawn(move || answer(stream.ok()?, &host, token, &counts).ok());
+                std::thread::spawn(move || {
+                    http::serve(stream?, |asked| answer(asked, &host, token, &counts))
+                });
             }
         });
         Self { address, answers, stop }
@@ -51,39 +57,14 @@ impl Drop for Exporter {
     }
 }
 
-/// Answers one connection's questions, one after the other.
-fn answer(
-    stream: TcpStream,
-    host: &str,
-    token: Option<&str>,
-    answers: &AtomicU64,
-) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
-    let mut out = stream;
-    loop {
-        let mut asked = Vec::new();
-        loop {
-            let Some(line) = lines.next() else { return Ok(()) };
-            match line? {
-                line if line.is_empty() => break,
-                line => asked.push(line.to_ascii_lowercase()),
-            }
-        }
-        let login = token.map(|token| format!("authorization: bearer {token}"));
-        if login.is_some_and(|login| !asked.contains(&login)) {
-            write!(out, "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")?;
-            continue;
-        }
-        let count = answers.fetch_add(1, Relaxed) + 1;
-        let body = packed(&text(host, count));
-        write!(
-            out,
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\
-             Content-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        )?;
-        out.write_all(&body)?;
+fn answer(asked: &Asked, host: &str, token: Option<&str>, answers: &AtomicU64) -> Answer {
+    let login = token.map(|token| format!("authorization: bearer {token}"));
+    if login.is_some_and(|login| !asked.headers.contains(&login)) {
+        return Answer { status: "401 Unauthorized", headers: &[], body: Vec::new() };
     }
+    let count = answers.fetch_add(1, Relaxed) + 1;
+    let headers = &["Content-Type: text/plain; version=0.0.4", "Content-Encoding: gzip"];
+    Answer { status: "200 OK", headers, body: packed(&text(host, count)) }
 }
 
 fn text(host: &str, count: u64) -> String {

@@ -1,6 +1,10 @@
 //! Who is asked: which targets a shard has, and when each is due.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::unix::fs::MetadataExt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use nexus_common::{
     keyspace::live::{Scrape, Target},
@@ -15,6 +19,8 @@ use super::fetch::{FetchError, read_at_most};
 /// millisecond at a usual interval, more than one shard can carry.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 pub(crate) const SHARD_TARGETS_MAX: usize = 10_000;
+/// Files that are remembered: more than a source names at most.
+const FILES_MAX: usize = 256;
 
 /// One entry of a file of targets, as Prometheus' `file_sd` has them, in JSON or YAML.
 #[derive(Debug, Deserialize)]
@@ -33,11 +39,48 @@ pub(crate) enum TargetsError {
     Format(String, #[source] Box<serde_saphyr::Error>),
 }
 
+/// Files of targets, each read once for all shards of a process, and again when it changed.
+#[derive(Debug, Default)]
+pub(crate) struct TargetFiles(Mutex<HashMap<String, Known>>);
+
+/// A file that was read, and what it is told by: its inode, its length, and when it was written
+/// (seconds, nanoseconds).
+#[derive(Debug)]
+struct Known {
+    is: (u64, u64, i64, i64),
+    targets: Arc<Vec<Target>>,
+}
+
+impl TargetFiles {
+    /// The targets of a file: the same ones as long as it does not change. Blocking.
+    pub(crate) fn read(&self, path: &str) -> Result<Arc<Vec<Target>>, TargetsError> {
+        // Before it is read: what is written meanwhile is another file.
+        let is = std::fs::metadata(path)
+            .map_err(|error| FetchError::File(path.to_owned(), error))
+            .map(|is| (is.ino(), is.len(), is.mtime(), is.mtime_nsec()))?;
+        // Nothing in here panics half way. Held while it is read: the others wait for it.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(path).filter(|known| known.is == is) {
+            return Ok(Arc::clone(&known.targets));
+        }
+        let targets = Arc::new(read_file(path)?);
+        if known.len() >= FILES_MAX {
+            known.clear();
+        }
+        known.insert(path.to_owned(), Known { is, targets: Arc::clone(&targets) });
+        Ok(targets)
+    }
+}
+
 /// The targets of a file; `__scheme__` and `__metrics_path__` are understood, and `host`.
-pub(crate) fn read_file(path: &str) -> Result<Vec<Target>, TargetsError> {
+fn read_file(path: &str) -> Result<Vec<Target>, TargetsError> {
     let bytes = read_at_most(path, FILE_BYTES_MAX)?;
-    let groups: Vec<Group> = serde_saphyr::from_str(&String::from_utf8_lossy(&bytes))
-        .map_err(|error| TargetsError::Format(path.to_owned(), Box::new(error)))?;
+    // JSON is YAML, and read much faster as what it is.
+    let groups: Vec<Group> = match serde_json::from_slice(&bytes) {
+        Ok(groups) => groups,
+        Err(_) => serde_saphyr::from_str(&String::from_utf8_lossy(&bytes))
+            .map_err(|error| TargetsError::Format(path.to_owned(), Box::new(error)))?,
+    };
     let mut targets = Vec::new();
     for group in groups {
         let label =
@@ -59,14 +102,14 @@ pub(crate) fn shard_of(url: &str, shards: u32) -> u32 {
 }
 
 /// One shard's targets, each once.
-pub(crate) fn of_shard(
-    all: impl IntoIterator<Item = Target>,
+pub(crate) fn of_shard<'a>(
+    all: impl IntoIterator<Item = &'a Target>,
     scrape: &Scrape,
     shard: u32,
 ) -> Vec<Target> {
     let mine = all.into_iter().filter(|t| shard_of(&t.url, scrape.target_shards) == shard);
-    let mine: BTreeMap<String, Target> = mine.map(|t| (t.url.clone(), t)).collect();
-    mine.into_values().take(SHARD_TARGETS_MAX).collect()
+    let mine: BTreeMap<&str, &Target> = mine.map(|t| (t.url.as_str(), t)).collect();
+    mine.into_values().take(SHARD_TARGETS_MAX).cloned().collect()
 }
 
 /// The host whose metrics a target tells if they do not say so themselves.
@@ -142,6 +185,12 @@ mod tests {
             &[("https://a:1/m", Some("dgx"))],
         );
         check("[]", &[]);
+        let files = TargetFiles::default();
+        let name = path.to_str().unwrap();
+        let first = files.read(name).unwrap();
+        assert!(Arc::ptr_eq(&first, &files.read(name).unwrap()));
+        std::fs::write(&path, "- targets: [a:1, b:2]").unwrap();
+        assert_eq!(files.read(name).unwrap().len(), 2, "it changed");
         std::fs::write(&path, "x: 1").unwrap();
         let error = read_file(path.to_str().unwrap()).unwrap_err().to_string();
         assert!(error.contains("not a list of groups"), "{error}");

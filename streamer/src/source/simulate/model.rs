@@ -25,11 +25,16 @@ const LOST_ONCE_IN: i64 = 600;
 const XIDS: [i64; 4] = [13, 31, 43, 45];
 /// "GPU has fallen off the bus".
 const XID_LOST: i64 = 79;
+/// NVML's bits of why a clock is held back: nothing to do; the software, for the temperature.
+const THROTTLED_IDLE: i64 = 0x1;
+const THROTTLED_WARM: i64 = 0x20;
+/// What a job that loads a GPU fully moves over PCIe, in bytes a second and percent of load.
+const PCIE_BYTES: i64 = 180_000_000;
 /// How long a GPU that falls off the bus still tells its XID, in milliseconds.
 const LAST_WORDS_MS: i64 = 10_000;
 
 /// What is measured, by DCGM's names, in the order of [`Readings`].
-pub(crate) const FIELDS: [&str; 12] = [
+pub(crate) const FIELDS: [&str; 20] = [
     "DCGM_FI_DEV_GPU_UTIL",
     "DCGM_FI_DEV_MEM_COPY_UTIL",
     "DCGM_FI_DEV_POWER_USAGE",
@@ -42,9 +47,17 @@ pub(crate) const FIELDS: [&str; 12] = [
     "DCGM_FI_DEV_SM_CLOCK",
     "DCGM_FI_DEV_MEM_CLOCK",
     "DCGM_FI_DEV_XID_ERRORS",
+    "DCGM_FI_DEV_PSTATE",
+    "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
+    "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+    "DCGM_FI_PROF_DRAM_ACTIVE",
+    "DCGM_FI_PROF_PCIE_TX_BYTES",
+    "DCGM_FI_PROF_PCIE_RX_BYTES",
 ];
 
-/// One value a field; power in watts.
+/// One value a field: power in watts, what DCGM profiles as parts of 1, PCIe in bytes a second.
 pub(crate) type Readings = [f64; FIELDS.len()];
 
 /// What a GPU does in one slot.
@@ -53,6 +66,8 @@ struct Slot {
     load: i64,
     memory_mib: i64,
     decoder: i64,
+    /// How much of the load is the tensor cores', in percent.
+    tensor: i64,
     /// From when to when it lacks air, from the slot's beginning on; it has cooled by the end.
     hot: Option<(i64, i64)>,
     /// An XID, and when.
@@ -75,6 +90,7 @@ impl Slot {
             load: if busy { random.between(55_000, 100_000) } else { 0 },
             memory_mib: if busy { random.between(8, 77) * 1024 } else { random.between(0, 4) },
             decoder: if busy && random.once_in(10) { random.between(1, 12) } else { 0 },
+            tensor: if busy { random.between(10, 70) } else { 0 },
             hot: hot.then(|| (at, at + random.between(30_000, 60_000))),
             xid: (xid || lost).then_some((at, code)),
         }
@@ -129,12 +145,18 @@ pub(crate) fn readings(stream: u64, now: i64) -> Option<Readings> {
     let temperature = (warmth + noise.between(-300, 300)) / 1000;
     let utilisation = load / 1000;
     let copy = if utilisation == 0 { 0 } else { utilisation * 2 / 5 + noise.between(-2, 2) };
+    let copy = copy.clamp(0, 100);
     let clock = SM_CLOCK_MHZ - if throttled { 15 * noise.between(8, 30) } else { 0 };
+    let (state, reasons) = match (utilisation, throttled) {
+        (0, _) => (8, THROTTLED_IDLE),
+        (_, true) => (0, THROTTLED_WARM),
+        (_, false) => (0, 0),
+    };
     // The last one stays until a job later: then the driver is loaded anew.
     let xid = slot.xid.filter(|(at, _)| into >= *at).or(before.xid).map_or(0, |(_, code)| code);
     Some([
         utilisation as f64,
-        copy.clamp(0, 100) as f64,
+        copy as f64,
         power as f64 / 1000.0,
         temperature as f64,
         (temperature + 8) as f64,
@@ -145,6 +167,14 @@ pub(crate) fn readings(stream: u64, now: i64) -> Option<Readings> {
         clock as f64,
         MEMORY_CLOCK_MHZ as f64,
         xid as f64,
+        state as f64,
+        reasons as f64,
+        (stream % 3) as f64,
+        utilisation as f64 / 100.0,
+        (utilisation * slot.tensor / 100) as f64 / 100.0,
+        copy as f64 / 100.0,
+        (utilisation * slot.tensor / 100 * PCIE_BYTES) as f64,
+        (utilisation * PCIE_BYTES) as f64,
     ])
 }
 
@@ -165,8 +195,28 @@ mod tests {
     #[test]
     fn readings_stay_in_the_range_of_the_card_and_hang_together() {
         for reading in days(50).flatten() {
-            let [load, copy, power, warm, memory_warm, used, free, decoder, encoder, sm, mem, xid] =
-                reading;
+            let [
+                load,
+                copy,
+                power,
+                warm,
+                memory_warm,
+                used,
+                free,
+                decoder,
+                encoder,
+                sm,
+                mem,
+                xid,
+                state,
+                reasons,
+                replays,
+                active,
+                tensor,
+                dram,
+                sent,
+                received,
+            ] = reading;
             assert!((0.0..=100.0).contains(&load) && (0.0..=100.0).contains(&copy));
             assert!((40.0..=700.0).contains(&power), "{power}");
             assert!((25.0..=95.0).contains(&warm) && memory_warm > warm, "{warm}");
@@ -174,6 +224,15 @@ mod tests {
             assert!((0.0..=12.0).contains(&decoder) && encoder == 0.0);
             assert!((1500.0..=1980.0).contains(&sm) && mem == 2619.0);
             assert!(xid == 0.0 || xid == 79.0 || XIDS.contains(&(xid as i64)));
+            assert_eq!(
+                (state, reasons == 1.0),
+                if load == 0.0 { (8.0, true) } else { (0.0, false) }
+            );
+            assert!(replays < 3.0 && active == load / 100.0 && tensor <= active && dram <= 1.0);
+            assert!(
+                sent <= received && received <= 32e9,
+                "{received}: more than 16 lanes of PCIe 4"
+            );
         }
     }
 
