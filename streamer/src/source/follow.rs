@@ -30,8 +30,10 @@ use super::{
 
 /// Bytes of a file's head that it is known by: more than its header, so that they hold a time.
 const HEAD_BYTES: u64 = 4096;
-/// What is looked at once, in bytes: a message's worth, and longer than any row.
-const LOOK_BYTES: u64 = 16 << 20;
+/// What is looked at once, in bytes: thousands of rows.
+const LOOK_BYTES: u64 = 4 << 20;
+/// What is looked at where no row ends in that, in bytes: longer than any row.
+const LOOK_BYTES_MAX: u64 = 16 << 20;
 /// How long a file that was rotated away must have been still before it counts as ended: its
 /// writer may not have noticed yet.
 const STILL: Duration = Duration::from_secs(2);
@@ -347,27 +349,38 @@ fn renamed(path: &Path, inode: u64, head: Head) -> io::Result<Option<File>> {
 }
 
 /// Behind the last line feed outside quotes, from `from` (where a record begins) on; `from` if
-/// there is none. Looks at [`LOOK_BYTES`] at most: a row without end in all of them is cut there.
+/// there is none. Looks at [`LOOK_BYTES_MAX`] at most: a row without end in all of them is cut
+/// there.
 fn complete(file: &mut File, from: u64, bytes: u64) -> io::Result<u64> {
-    let most = bytes.saturating_sub(from).min(LOOK_BYTES);
-    if most == 0 {
-        return Ok(from);
-    }
-    let mut read = Vec::new();
-    file.seek(SeekFrom::Start(from))?;
-    file.by_ref().take(most).read_to_end(&mut read)?;
-    let (mut quoted, mut end) = (false, 0);
-    for at in memchr::memchr2_iter(b'"', b'\n', &read) {
-        match read.get(at) {
-            Some(b'"') => quoted = !quoted,
-            _ if !quoted => end = at + 1,
-            _ => {}
+    for look in [LOOK_BYTES, LOOK_BYTES_MAX] {
+        let most = bytes.saturating_sub(from).min(look);
+        let mut read = Vec::new();
+        file.seek(SeekFrom::Start(from))?;
+        file.by_ref().take(most).read_to_end(&mut read)?;
+        let end = last_end(&read);
+        if end > 0 || (read.len() as u64) < look {
+            return Ok(from + end);
         }
     }
-    if end == 0 && read.len() as u64 == LOOK_BYTES {
-        end = read.len();
+    Ok(from + LOOK_BYTES_MAX)
+}
+
+/// Behind the last line feed outside quotes, 0 if there is none. A quote within a field that did
+/// not begin with one is text.
+fn last_end(read: &[u8]) -> u64 {
+    let (mut quoted, mut end) = (false, 0);
+    let mut hits = memchr::memchr2_iter(b'"', b'\n', read).peekable();
+    while let Some(at) = hits.next() {
+        let before = at.checked_sub(1).and_then(|before| read.get(before));
+        match (read.get(at), quoted) {
+            (Some(b'"'), false) => quoted = matches!(before, None | Some(b',' | b'\n' | b'\r')),
+            (Some(b'"'), true) if read.get(at + 1) == Some(&b'"') => drop(hits.next()),
+            (Some(b'"'), true) => quoted = false,
+            (_, false) => end = at + 1,
+            (_, true) => {}
+        }
     }
-    Ok(from + end as u64)
+    end as u64
 }
 
 #[cfg(test)]
@@ -483,6 +496,20 @@ mod tests {
     }
 
     #[test]
+    fn rows_end_where_a_reader_of_csv_ends_them() {
+        let check =
+            |text: &str, expected| assert_eq!(last_end(text.as_bytes()), expected, "{text}");
+        check("", 0);
+        check("a,b", 0);
+        check("a,b\nc", 4);
+        check("\"a\nb", 0);
+        check("\"a\nb\"\nc", 6);
+        check("\"a\"\"\nb\"\n", 8);
+        check("5\" disk,\"a\nb\"\nc", 14);
+        check("5\" disk\nc", 8);
+    }
+
+    #[test]
     fn a_file_that_is_renamed_is_read_to_its_end_before_the_next() {
         for taken_over in [false, true] {
             let mut case = Case::new(&format!("{HEADER}{}", rows(0..10)));
@@ -550,9 +577,9 @@ mod tests {
     fn a_row_without_end_is_cut() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("long");
-        std::fs::write(&path, vec![b'x'; LOOK_BYTES as usize + 1]).unwrap();
+        std::fs::write(&path, vec![b'x'; LOOK_BYTES_MAX as usize + 1]).unwrap();
         let mut file = File::open(&path).unwrap();
-        assert_eq!(complete(&mut file, 1, LOOK_BYTES).unwrap(), 1, "not long enough");
-        assert_eq!(complete(&mut file, 1, LOOK_BYTES + 1).unwrap(), LOOK_BYTES + 1);
+        assert_eq!(complete(&mut file, 1, LOOK_BYTES_MAX).unwrap(), 1, "not long enough");
+        assert_eq!(complete(&mut file, 1, LOOK_BYTES_MAX + 1).unwrap(), LOOK_BYTES_MAX + 1);
     }
 }
