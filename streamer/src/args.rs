@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, env = "CSV_UTC_OFFSET", default_value = "+00:00", value_parser = parse_offset, allow_hyphen_values = true)]
     pub csv_utc_offset: i32,
     /// Read the files of --csv-file while they grow, for ever; rotation is followed
-    #[arg(long, env = "FOLLOW", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, requires = "csv_file")]
+    #[arg(long, env = "FOLLOW", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
     pub follow: bool,
     /// Where standard input is kept as a file, from which it is read, again if need be
     #[arg(long, env = "SPOOL_DIR", default_value = "/var/tmp")]

@@ -62,8 +62,10 @@ impl Registration {
     /// # Errors
     /// When there is none, or another flag does not go with it.
     pub(crate) fn followed(args: &Args) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
-        let Some(given) = args.csv_file.as_ref().filter(|_| args.follow) else {
-            return Ok(Vec::new());
+        let given = match (&args.csv_file, args.follow) {
+            (_, false) => return Ok(Vec::new()),
+            (None, true) => bail!("--follow needs --csv-file: the file that grows"),
+            (Some(given), true) => given,
         };
         if args.replay_speed.is_some() || args.looped || given.as_os_str() == STANDARD_INPUT {
             bail!("--follow goes with neither --replay-speed, --loop nor standard input");
