@@ -108,9 +108,9 @@ pub struct Layout {
     pub mig_profile: Option<usize>,
     /// The GPU, as an index or a UUID.
     pub gpu: Option<usize>,
-    /// The host of all rows, and the GPU of all rows.
+    /// The host of all rows, whatever a column says.
     pub host_is: Option<String>,
-    /// The GPU of all rows, an index or a UUID.
+    /// The GPU of all rows, an index or a UUID, whatever a column says.
     pub gpu_is: Option<String>,
     /// How far east of UTC times are that do not say it, in milliseconds.
     pub east_ms: i64,

@@ -281,7 +281,7 @@ async fn receive(
     let field = in_time(form.next_field()).await?.map_err(bad_form)?.ok_or_else(none)?;
     let name = field.name().unwrap_or_default();
     if name != FIELD {
-        return Err(wrong_field(name, "it is another"));
+        return Err(wrong_field(name, "it is not the one"));
     }
     let filename = field.file_name().map(|name| name.chars().take(255).collect());
     let taken = write(field, folder, bytes_max).await?;
