@@ -24,14 +24,14 @@ say "deploy: units"
 UNITS=$(mktemp -d)
 trap 'rm -rf "$UNITS"' EXIT
 if have systemd-analyze; then
-    for role in "${ROLES[@]}"; do
+    for unit in "${ROLES[@]/%/@.service}" streamer-nvml.service; do
         # The programs are not installed here, nor their manual.
         sed -e 's|^ExecStart=/usr/bin/nexus-.*|ExecStart=/bin/true|' -e '/^Documentation=/d' \
-            "deploy/systemd/nexus-$role@.service" >"$UNITS/nexus-$role@.service"
-        systemd-analyze verify "$UNITS/nexus-$role@.service"
+            "deploy/systemd/nexus-$unit" >"$UNITS/nexus-$unit"
+        systemd-analyze verify "$UNITS/nexus-$unit"
         # 10 is no sandbox at all. What is left above 0 is the network, which they are for.
-        systemd-analyze security --offline=true --threshold=15 "$UNITS/nexus-$role@.service" >/dev/null ||
-            die "nexus-$role@.service is exposed more than 1.5 of 10: systemd-analyze security says to what"
+        systemd-analyze security --offline=true --threshold=15 "$UNITS/nexus-$unit" >/dev/null ||
+            die "nexus-$unit is exposed more than 1.5 of 10: systemd-analyze security says to what"
     done
 else
     say "deploy: no systemd-analyze here: the units were not checked"

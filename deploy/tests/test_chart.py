@@ -18,7 +18,7 @@ KUBERNETES = "1.34"
 ROLES = ["nexus-streamer", "nexus-collector", "nexus-gateway"]
 # Kinds that an operator brings; Kubernetes has no schema of them.
 OTHERS = {"ServiceMonitor", "PrometheusRule", "Certificate"}
-POD_KINDS = {"Deployment", "StatefulSet", "CronJob", "Pod"}
+POD_KINDS = {"Deployment", "DaemonSet", "StatefulSet", "CronJob", "Pod"}
 
 # Every toggle at least once, alone or with what it needs.
 MATRIX = {
@@ -34,6 +34,8 @@ MATRIX = {
     "a file from a URL": ["nexusStreamer.csv.url=https://example.com/x.csv", "networkPolicy.extraEgress[0].ports[0].port=443"],
     "replay": ["nexusStreamer.replaySpeed=10", "nexusStreamer.loop=true"],
     "no streamers": ["nexusStreamer.enabled=false"],
+    "GPUs of the nodes": ["nexusStreamer.nvml.enabled=true", "metrics.serviceMonitor.enabled=true"],
+    "GPUs alone, another runtime": ["nexusStreamer.enabled=false", "nexusStreamer.nvml.enabled=true", "nexusStreamer.nvml.runtimeClassName=", "nexusStreamer.nvml.library=/usr/lib/libnvidia-ml.so.1", "nexusStreamer.nvml.maxUnavailable=1", "metrics.serviceMonitor.enabled=true"],
     "ingress": ["nexusGateway.ingress.enabled=true", "nexusGateway.ingress.className=nginx", "nexusGateway.ingress.tls[0].secretName=t"],
     "files that are sent": ["nexusGateway.uploads.existingClaim=uploads"],
     "tokens and TLS": ["nexusGateway.auth.existingSecret=tokens", "nexusGateway.tls.existingSecret=tls"],
@@ -63,6 +65,9 @@ REFUSED = {
     "nexusGateway.image.digest=latest": "digest",
     "etcd.external.endpoints={etcd:2379}": "endpoints",
     "nexusStreamer.csv.url=ftp://x": "csv/url",
+    "nexusStreamer.nvml.interval=fast": "nvml/interval",
+    "nexusStreamer.nvml.library=libnvidia-ml.so.1": "nvml/library",
+    "nexusStreamer.nvml.gpus=8": "gpus",
     "etcd.persistence.size=plenty": "size",
     "etcd.enabled=false": "etcd.external.endpoints is needed",
     "etcd.tls.enabled=true": "Secret is needed",
@@ -188,7 +193,7 @@ class EveryRendering(unittest.TestCase):
         for doc in docs:
             kind, spec = doc["kind"], doc.get("spec", {})
             wanted = None
-            if kind in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
+            if kind in ("Deployment", "DaemonSet", "StatefulSet", "PodDisruptionBudget"):
                 wanted = spec["selector"]["matchLabels"]
             elif kind == "Service":
                 wanted = spec["selector"]
@@ -197,7 +202,7 @@ class EveryRendering(unittest.TestCase):
             if wanted is not None:
                 where = f"{kind} {doc['metadata']['name']}"
                 self.assertTrue(any(has(one, wanted) for one in labels), where)
-            if kind in ("Deployment", "StatefulSet"):
+            if kind in ("Deployment", "DaemonSet", "StatefulSet"):
                 self.assertTrue(has(pod_of(doc)[0]["labels"], wanted))
             if kind == "HorizontalPodAutoscaler":
                 target = find(docs, "Deployment", spec["scaleTargetRef"]["name"])
@@ -230,7 +235,7 @@ class EveryRendering(unittest.TestCase):
     def test_probes_ask_what_they_should(self, docs):
         for role in ROLES:
             for doc in docs:
-                if doc["kind"] == "Deployment" and doc["metadata"]["name"].endswith(role):
+                if doc["kind"] in ("Deployment", "DaemonSet") and doc["metadata"]["name"].endswith((role, f"{role}-nvml")):
                     container = pod_of(doc)[1]["containers"][0]
                     # An etcd that is away must not restart the fleet.
                     self.assertEqual(container["livenessProbe"]["httpGet"]["path"], "/livez")
@@ -275,15 +280,40 @@ class Knobs(unittest.TestCase):
         sets = [one for sets in MATRIX.values() for one in sets if one.startswith(("nexusGateway.", "nexusStreamer.replay", "nexusStreamer.csv.configMap"))]
         sets = [one for one in sets if "autoscaling" not in one and "digest" not in one]
         used = set()
-        for docs in (template(sets=sets), template(sets=MATRIX["another etcd"])):
+        for docs in (template(sets=sets), template(sets=MATRIX["another etcd"]), template(sets=MATRIX["GPUs alone, another runtime"])):
             for doc in docs:
                 if doc["kind"] == "ConfigMap" and not doc["metadata"]["name"].endswith("dashboards"):
                     used |= set(doc["data"])
-                if doc["kind"] == "Deployment":
+                if doc["kind"] in ("Deployment", "DaemonSet"):
                     used |= {one["name"] for one in pod_of(doc)[1]["containers"][0].get("env", [])}
+        # For NVIDIA's container runtime, which reads them before the program is there.
+        used -= {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
+        self.assertIn("NVML_LIBRARY", used)
         self.assertIn("ETCD_CERT_FILE", used)
         self.assertIn("AUTH_TOKENS_FILE", used)
         self.assertLessEqual(used, known)
+
+    def test_gpus_are_measured_where_they_are(self):
+        docs = template(sets=["nexusStreamer.nvml.enabled=true", "nexusStreamer.nvml.interval=500ms", "nexusStreamer.csv.configMap=csv"])
+        spec = pod_of(find(docs, "DaemonSet", "nexus-streamer-nvml"))[1]
+        container = spec["containers"][0]
+        env = {one["name"]: one for one in container["env"]}
+        self.assertEqual(container["args"], ["nvml"])
+        self.assertEqual(env["HOST_NAME"]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName")
+        self.assertEqual(env["NVML_INTERVAL"]["value"], "500ms")
+        self.assertEqual(env["NVML_WAIT"]["value"], "true")
+        self.assertEqual(env["NVIDIA_VISIBLE_DEVICES"]["value"], "all")
+        self.assertEqual(spec["runtimeClassName"], "nvidia")
+        self.assertEqual(spec["nodeSelector"], {"nvidia.com/gpu.present": "true"})
+        self.assertEqual(spec["tolerations"][0]["key"], "nvidia.com/gpu")
+        # It has no file, so it must not be told of one.
+        maps = {source["configMapRef"]["name"] for source in container["envFrom"]}
+        told = [d["data"] for d in docs if d["kind"] == "ConfigMap" and d["metadata"]["name"] in maps]
+        self.assertTrue(told and not any("CSV_FILE" in data for data in told))
+        self.assertNotIn("runtimeClassName", pod_of(find(template(sets=MATRIX["GPUs alone, another runtime"]), "DaemonSet", "nvml"))[1])
+        seen = pod_of(find(template(sets=["nexusStreamer.nvml.enabled=true", "nexusStreamer.nvml.hostPID=true"]), "DaemonSet", "nvml"))[1]
+        self.assertIs(seen["hostPID"], True)
+        self.assertFalse([d for d in template() if d["kind"] == "DaemonSet"], "nobody asked for it")
 
     def test_members_of_etcd_know_each_other_and_are_known(self):
         docs = template(sets=["etcd.tls.enabled=true", "etcd.tls.serverSecret=s", "etcd.tls.clientSecret=c"])

@@ -95,8 +95,9 @@ class Documented(unittest.TestCase):
                 self.assertIn(value.partition("=")[0], services)
 
     def try_systemctl(self, words, _):
-        for unit in (word for word in words if "@" in word):
-            self.assertTrue((REPO / f"deploy/systemd/{unit.partition('@')[0]}@.service").is_file(), unit)
+        for unit in (word for word in words if word.startswith("nexus-")):
+            name, instance, _ = unit.partition("@")
+            self.assertTrue((REPO / f"deploy/systemd/{name}{instance}.service").is_file(), unit)
 
     def try_tar(self, words, _):
         """The tarball is where dist.sh leaves it."""

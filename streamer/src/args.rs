@@ -64,9 +64,27 @@ pub struct Args {
     /// Where the tokens and passwords lie that sources may have sent to their targets
     #[arg(long, env = "SCRAPE_SECRETS_DIR", default_value = "/etc/nexus/secrets")]
     pub scrape_secrets_dir: PathBuf,
+    /// Name of this host, as sources of kind nvml name it [default: the kernel's host name]
+    #[arg(long, env = "HOST_NAME")]
+    pub host_name: Option<HostName>,
+    /// NVIDIA's management library, for sources of kind nvml [default: libnvidia-ml.so.1, where
+    /// the system finds it]
+    #[arg(long, env = "NVML_LIBRARY")]
+    pub nvml_library: Option<PathBuf>,
     /// etcd's --quota-backend-bytes: streamers pause when 80 % of it is in use
     #[arg(long, env = "ETCD_QUOTA_BYTES", default_value_t = 2 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub etcd_quota_bytes: u64,
+}
+
+impl Args {
+    /// The host that this process runs on: as given, or as the kernel calls it, if that can be a
+    /// host's name.
+    pub(crate) fn host(&self) -> Option<HostName> {
+        self.host_name.clone().or_else(|| {
+            let text = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+            HostName::new(text.trim()).ok()
+        })
+    }
 }
 
 /// Half the cores: collectors and etcd need the others.

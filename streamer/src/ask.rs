@@ -138,6 +138,10 @@ fn describe(source: &Source) -> (&'static str, String) {
             let every = show_ms(scrape.interval_ms);
             ("scrape", format!("{targets} targets, {files} files of targets, every {every}"))
         }
+        SourceKind::Nvml(nvml) => {
+            let (host, every) = (&nvml.host, show_ms(nvml.interval_ms));
+            ("nvml", format!("GPUs of {host} every {every}"))
+        }
     }
 }
 

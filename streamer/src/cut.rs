@@ -133,7 +133,10 @@ fn open(source: Source) -> Result<Cut, CutError> {
         SourceKind::Csv { path, bytes, fingerprint, replay, mapping } => {
             (open_same(Path::new(&path), bytes, &fingerprint, mapping)?, replay)
         }
-        SourceKind::Follow(_) | SourceKind::Simulate(_) | SourceKind::Scrape(_) => {
+        SourceKind::Follow(_)
+        | SourceKind::Simulate(_)
+        | SourceKind::Scrape(_)
+        | SourceKind::Nvml(_) => {
             return Err(CutError::Unusable(anyhow::anyhow!("it has no file to be cut")));
         }
     };

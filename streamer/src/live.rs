@@ -61,14 +61,14 @@ impl Measured {
 
 /// The tick to measure at `now`, and how many before it nobody measured; or when the next is.
 #[derive(Debug, PartialEq, Eq)]
-enum Tick {
+pub(crate) enum Tick {
     Due { at: u64, missed: u64 },
     Next(u64),
 }
 
 /// Looks at the wall clock's grid of `interval` milliseconds, from `position` on. What is older
 /// than the newest tick is not made up for: a measurement of another time would be a lie.
-fn tick(position: u64, interval: u64, now: u64) -> Tick {
+pub(crate) fn tick(position: u64, interval: u64, now: u64) -> Tick {
     let interval = interval.max(1);
     let first = position.div_ceil(interval) * interval;
     let newest = now / interval * interval;

@@ -8,6 +8,7 @@ use nexus_streamer::{
     args::Args,
     ask::{SourceArgs, ask},
     generate::{GenerateArgs, generate},
+    nvml::{NO_DRIVER, NoDriver, NvmlArgs, nvml},
     simulate::{SimulateArgs, simulate},
 };
 
@@ -29,6 +30,8 @@ enum Command {
     Generate(GenerateArgs),
     /// Stream telemetry that is made up, live, until told to stop
     Simulate(Box<SimulateArgs>),
+    /// Stream this host's NVIDIA GPUs until told to stop
+    Nvml(Box<NvmlArgs>),
     /// Say what shall be read, and see what is
     Source(Box<SourceArgs>),
     #[command(flatten)]
@@ -40,12 +43,15 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Run(args)) => block_on(nexus_streamer::run(*args)),
         Some(Command::Simulate(args)) => block_on(simulate(*args)),
+        Some(Command::Nvml(args)) => block_on(nvml(*args)),
         Some(Command::Source(args)) => block_on(ask(*args)),
         Some(Command::Generate(args)) => run_generate(&args),
         Some(Command::Chore(chore)) => chore.run(Cli::command()),
         None => block_on(nexus_streamer::run(cli.args)),
     };
-    conclude("nexus-streamer", result)
+    let no_driver = result.as_ref().is_err_and(|error| error.is::<NoDriver>());
+    let code = conclude("nexus-streamer", result);
+    if no_driver { ExitCode::from(NO_DRIVER) } else { code }
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -32,7 +32,7 @@ use crate::{
     source::scrape::{
         Answered, Reader, Reading,
         fetch::Client,
-        target::{TargetFiles, due, host_of, of_shard},
+        target::{TargetFiles, due, host_of, of_shard, question_at},
     },
 };
 
@@ -50,11 +50,6 @@ const ANSWERS_MAX: usize = 64;
 /// transaction an answer would be etcd's whole work.
 const LINGER_MAX: Duration = Duration::from_millis(200);
 const LINGER_PART: u64 = 10;
-/// How late a target is still asked, at least and in parts of its interval: what it answers is
-/// written down as of the instant that it was due, and the next one follows soon. Later, that
-/// instant is missed.
-const LATE_MS: u64 = 100;
-const LATE_PART: u64 = 4;
 /// Least time between two log lines about one target.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -301,15 +296,15 @@ impl Round {
             let room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
             // One that has not answered yet is not asked again: its answer takes that long.
             let Some(mut reader) = asked.reader.take_if(|_| room) else { continue };
-            let (late, at) = newest(asked.due, interval, now);
+            let (late, at) = question_at(asked.due, interval, now);
             missed += late;
-            asked.due = at + interval;
-            if now - at > LATE_MS.max(interval / LATE_PART) {
-                missed += 1;
+            let Some(at) = at else {
+                asked.due += late * interval;
                 next = next.min(asked.due);
                 asked.reader = Some(reader);
                 continue;
-            }
+            };
+            asked.due = at + interval;
             self.from = self.from.max(at + 1);
             let generation = asked.generation;
             let (client, reading) = (self.client.clone(), Arc::clone(&self.reading));
@@ -347,13 +342,6 @@ impl Round {
             tracing::warn!(url = reply.url, error, "a target does not answer");
         }
     }
-}
-
-/// How many instants of a grid lie before its newest one at `now`, from `due` on, and that one.
-/// `due` is not after `now`.
-fn newest(due: u64, interval: u64, now: u64) -> (u64, u64) {
-    let late = now.saturating_sub(due) / interval.max(1);
-    (late, due + late * interval)
 }
 
 /// Whether these are the very same lists.

@@ -7,7 +7,7 @@ use std::{
 
 use nexus_common::{
     model::{Role, SourceId},
-    runtime::{Life, Process, health_routes, run as run_process, serve, work_on},
+    runtime::{Life, Process, health_routes, run as run_process, serve, work_alone_on, work_on},
     sources::{SourceDesk, Wanted},
 };
 use tokio::{
@@ -35,13 +35,19 @@ const FILL_MAX: f64 = 0.8;
 /// # Errors
 /// When the file cannot be read, a flag not be used, or an address not be bound.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    run_with(args, None).await
+    run_with(args, None, false).await
 }
 
-/// Runs a streamer that first makes sure that a source is wanted.
-pub(crate) async fn run_with(args: Args, wanted: Option<(SourceId, Wanted)>) -> anyhow::Result<()> {
+/// Runs a streamer that first makes sure that a source is wanted; `apart`, if it shall work on
+/// nothing but what is of its host.
+pub(crate) async fn run_with(
+    args: Args,
+    wanted: Option<(SourceId, Wanted)>,
+    apart: bool,
+) -> anyhow::Result<()> {
     let given = args.instance_id.clone();
     let process = Process::start(Role::Streamer, args.common.clone(), given.as_ref()).await?;
+    let process = Process { apart, ..process };
     let mut wanted: Vec<_> = wanted.into_iter().collect();
     wanted.extend(Registration::followed(&args)?);
     let Some(registrations) = registrations(&process, &args).await? else { return Ok(()) };
@@ -83,11 +89,13 @@ async fn stream(
         let applied = SourceDesk::new(life.process.etcd.clone()).apply(&id, &wanted).await?;
         tracing::info!(source = %id, ?applied, "source applied");
     }
-    let sources = Sources::follow(&life);
+    let host = args.host();
+    let sources = Sources::follow(&life, host.clone());
     let full = Arc::new(AtomicBool::new(false));
     let shards = Arc::new(Shards {
         life: life.clone(),
         sources: Arc::clone(&sources),
+        host,
         permits: Arc::new(Semaphore::new(args.parallel_shards as usize)),
         cache: Arc::new(Mutex::new(None)),
         target_files: Arc::default(),
@@ -97,7 +105,13 @@ async fn stream(
     });
     let work = |work| Arc::clone(&shards).serve(work);
     tokio::select! {
-        () = work_on(&life, "claims/shards/", sources.items(), work) => {}
+        // Until the session's end or the process': both pools give everything back then.
+        _ = async {
+            tokio::join!(
+                work_on(&life, "claims/shards/", sources.items(), &work),
+                work_alone_on(&life, "claims/shards/", sources.own_items(), &work),
+            )
+        } => {}
         () = watch_fill(&life, args.etcd_quota_bytes, &full) => {}
         () = cut_declared(&life, &sources) => {}
     }

@@ -13,7 +13,7 @@ use nexus_common::{
     crash_point,
     etcd::{Claim, Error},
     keyspace::{ClaimItem, Mapping, Progress, Replay, Source, SourceKind},
-    model::{IdError, Lane},
+    model::{HostName, IdError, Lane},
     queue::{Enqueued, Producer},
     runtime::{Life, Work},
 };
@@ -48,6 +48,8 @@ pub(crate) struct Shards {
     pub(crate) life: Life,
     pub(crate) args: Arc<Args>,
     pub(crate) sources: Arc<Sources>,
+    /// This host, by the name under which its GPUs are known.
+    pub(crate) host: Option<HostName>,
     /// How many shards are read at the same time.
     pub(crate) permits: Arc<Semaphore>,
     /// Series met by shards that ended: the next one of the same file meets them again.
@@ -190,6 +192,7 @@ impl Shards {
             SourceKind::Simulate(_) => self.simulate(producer, gone).await,
             SourceKind::Scrape(_) => self.scrape(producer, gone).await,
             SourceKind::Follow(_) => self.tail(producer, gone).await,
+            SourceKind::Nvml(_) => self.measure(producer, gone).await,
             SourceKind::Csv { .. } | SourceKind::Declared { .. } => Ok(Go::Ended),
         }
     }

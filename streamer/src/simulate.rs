@@ -53,5 +53,5 @@ pub async fn simulate(args: SimulateArgs) -> anyhow::Result<()> {
         until,
         hosts_per_shard: Simulate::plan_hosts_per_shard(args.hosts),
     }))?;
-    run_with(args.run, Some((args.name, wanted))).await
+    run_with(args.run, Some((args.name, wanted)), false).await
 }

@@ -9,7 +9,7 @@ use std::{
 use nexus_common::{
     etcd::{Change, Entry, Event, follow},
     keyspace::{ClaimItem, Key, Keyspace, Progress, Source, SourceKind, from_json},
-    model::{Lane, SourceId},
+    model::{HostName, Lane, SourceId},
     runtime::Life,
 };
 use tokio::{
@@ -24,6 +24,7 @@ const SHUN_FOR: Duration = Duration::from_secs(30);
 pub(crate) struct Sources {
     known: Mutex<Known>,
     items: watch::Sender<BTreeSet<ClaimItem>>,
+    own_items: watch::Sender<BTreeSet<ClaimItem>>,
     uncut: watch::Sender<BTreeSet<SourceId>>,
 }
 
@@ -35,14 +36,19 @@ struct Known {
     /// Sources that have all their shards, so that nobody counts these again.
     whole: BTreeSet<SourceId>,
     shunned: HashMap<SourceId, Instant>,
+    /// Where we are.
+    host: Option<HostName>,
+    /// Everything but what only a streamer on this host may work on is left to others.
+    apart: bool,
 }
 
 impl Sources {
-    /// Follows sources and shards until the session ends.
-    pub(crate) fn follow(life: &Life) -> Arc<Self> {
+    /// Follows sources and shards until the session ends; we are on `host`.
+    pub(crate) fn follow(life: &Life, host: Option<HostName>) -> Arc<Self> {
         let sources = Arc::new(Self {
-            known: Mutex::new(Known::default()),
+            known: Mutex::new(Known { host, apart: life.process.apart, ..Known::default() }),
             items: watch::Sender::new(BTreeSet::new()),
+            own_items: watch::Sender::new(BTreeSet::new()),
             uncut: watch::Sender::new(BTreeSet::new()),
         });
         let (tell, mut events) = mpsc::channel(64);
@@ -69,9 +75,14 @@ impl Sources {
         sources
     }
 
-    /// Shards to claim.
+    /// Shards to claim, any streamer's.
     pub(crate) fn items(&self) -> watch::Receiver<BTreeSet<ClaimItem>> {
         self.items.subscribe()
+    }
+
+    /// Shards to claim that only a streamer on this host may work on.
+    pub(crate) fn own_items(&self) -> watch::Receiver<BTreeSet<ClaimItem>> {
+        self.own_items.subscribe()
     }
 
     /// Sources whose shards are not all there.
@@ -120,7 +131,10 @@ impl Sources {
         let Ok(mut known) = self.known.lock() else { return };
         let now = Instant::now();
         known.shunned.retain(|_, until| *until > now);
-        replace(&self.items, known.items());
+        let shared = if known.apart { BTreeSet::new() } else { known.items(None) };
+        replace(&self.items, shared);
+        let own = known.host.as_ref().map(|host| known.items(Some(host)));
+        replace(&self.own_items, own.unwrap_or_default());
         replace(&self.uncut, known.uncut());
     }
 }
@@ -140,9 +154,14 @@ impl Known {
         self.sources.get(id).is_some_and(|source| !source.paused) && !self.shunned.contains_key(id)
     }
 
-    fn items(&self) -> BTreeSet<ClaimItem> {
+    /// What is to be read and may be read on `host` only, or anywhere if there is none.
+    fn items(&self, host: Option<&HostName>) -> BTreeSet<ClaimItem> {
         let open = self.unfinished.iter().filter(|lane| self.is_open(&lane.source));
         let open = open.filter(|lane| !self.is_too_many(lane));
+        let open = open.filter(|lane| {
+            let source = self.sources.get(&lane.source);
+            source.is_some_and(|source| source.kind.only_on() == host)
+        });
         open.cloned().map(ClaimItem::Shard).collect()
     }
 
@@ -161,8 +180,11 @@ impl Known {
         });
         let whole: Vec<SourceId> = whole.map(|(id, _)| id.clone()).collect();
         self.whole.extend(whole);
-        let open = self.sources.keys().filter(|id| self.is_open(id));
-        open.filter(|id| !self.whole.contains(*id)).cloned().collect()
+        let open = self.sources.iter().filter(|(id, _)| self.is_open(id));
+        let ours = open.filter(|(_, source)| {
+            !self.apart || (self.host.is_some() && source.kind.only_on() == self.host.as_ref())
+        });
+        ours.map(|(id, _)| id).filter(|id| !self.whole.contains(*id)).cloned().collect()
     }
 
     fn put(&mut self, keyspace: &Keyspace, entry: &Entry) {

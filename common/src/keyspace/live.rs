@@ -1,4 +1,5 @@
-//! What sources without an end read: telemetry that is made up, and exporters that are asked.
+//! What sources without an end read: telemetry that is made up, exporters that are asked, and the
+//! GPUs of a host.
 //!
 //! Such a source has no file to be cut by bytes. What decides which shard a host or a target
 //! belongs to is fixed when the source comes into being; everything else may change while it is
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ClusterId, Timestamp};
+use crate::model::{ClusterId, HostName, Timestamp};
 
 /// Most hosts of a made-up source: with [`GPUS_MAX`] a hundred times what one etcd carries.
 pub const HOSTS_MAX: u32 = 10_000;
@@ -143,6 +144,19 @@ pub enum Login {
     },
 }
 
+/// The GPUs of one host, asked through NVIDIA's management library: one shard, which nobody but a
+/// streamer on that host may claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nvml {
+    /// The cluster of its host; the streamer's if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterId>,
+    /// Whose GPUs these are, by the name that its streamer goes by.
+    pub host: HostName,
+    /// From one measurement to the next, on the wall clock's grid.
+    pub interval_ms: u64,
+}
+
 /// Which metrics are taken, and under which names. In patterns `*` is any text.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Rules {
@@ -234,6 +248,8 @@ mod tests {
         };
         let until = Some(Timestamp::EPOCH);
         check(SourceKind::Simulate(Simulate { until, ..simulate(3, 2) }));
+        let (cluster, host) = (None, HostName::new("dgx-001").unwrap());
+        check(SourceKind::Nvml(Nvml { cluster, host, interval_ms: 1000 }));
         let target = Target {
             url: "http://a:1/m".to_owned(),
             host: Some("h".to_owned()),

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{
     csv::{Follow, Followed, Mapping},
     key::BlockName,
-    live::{Scrape, Simulate},
+    live::{Nvml, Scrape, Simulate},
 };
 use crate::model::{
-    BucketId, Gpu, InstanceId, Lane, PartitionId, Role, ShardId, SourceId, Timestamp,
+    BucketId, Gpu, HostName, InstanceId, Lane, PartitionId, Role, ShardId, SourceId, Timestamp,
 };
 
 /// A value that is not what its key promises.
@@ -78,6 +78,9 @@ pub struct Instance {
     pub version: String,
     /// What it is doing.
     pub state: InstanceState,
+    /// It works on what it alone may work on, and takes no share of anything else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
     /// When it started.
     pub started_at: Timestamp,
     /// Claims it holds.
@@ -143,13 +146,23 @@ pub enum SourceKind {
     Simulate(Simulate),
     /// Exporters, asked at an interval.
     Scrape(Box<Scrape>),
+    /// The GPUs of a host, asked at an interval by the streamer there.
+    Nvml(Nvml),
 }
 
 impl SourceKind {
     /// Whether it has no end of its own, be it that it follows the wall clock or a file: its
     /// shards are what its value says, whatever was cut before.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_))
+        matches!(self, Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_))
+    }
+
+    /// The only host whose streamers may work on it; any may if there is none.
+    pub fn only_on(&self) -> Option<&HostName> {
+        match self {
+            Self::Nvml(nvml) => Some(&nvml.host),
+            _ => None,
+        }
     }
 }
 

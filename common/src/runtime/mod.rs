@@ -14,7 +14,7 @@ pub use chore::{Chore, HealthcheckArgs, version};
 pub use config::{CommonArgs, LogFormat, conclude, parse_args};
 pub use endpoint::{Health, health_routes};
 pub use metrics::{Figures, METRICS_CONTENT_TYPE, Metrics, OpLabel, ResultLabel};
-pub use pool::{Work, work_on};
+pub use pool::{Work, work_alone_on, work_on};
 pub use process::{Life, Process, run};
 pub use serve::{
     Connections, ConnectionsMax, HEAD_WITHIN, ServeOptions, TlsOfNow, serve, serve_with,

@@ -67,10 +67,30 @@ pub async fn work_on<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let stop = life.process.stop.child_token();
-    let lost = life.session.lost().clone();
+    turn(Pool::new(life, claims, items, false), work).await;
+}
+
+/// As [`work_on`], with items that nobody else counts on or waits for: what only this instance may
+/// work on, or who is where it is. All that are free are claimed; nothing is given back to others.
+pub async fn work_alone_on<F>(
+    life: &Life,
+    claims: &str,
+    items: watch::Receiver<BTreeSet<ClaimItem>>,
+    work: impl Fn(Work) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    turn(Pool::new(life, claims, items, true), work).await;
+}
+
+/// Turns the pool until the process shall stop or the session is lost.
+async fn turn<F>(mut pool: Pool<'_>, work: impl Fn(Work) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let stop = pool.life.process.stop.child_token();
+    let lost = pool.life.session.lost().clone();
     let watches = stop.child_token();
-    let mut pool = Pool::new(life, claims, items);
     let (mut members, mut claims) = pool.follow(&watches);
     let mut tick = interval(TICK);
     let mut reconcile = interval(RECONCILE_EVERY);
@@ -95,6 +115,8 @@ struct Pool<'a> {
     life: &'a Life,
     me: InstanceId,
     claims_prefix: String,
+    /// The items are not shared with other members.
+    alone: bool,
     items: watch::Receiver<BTreeSet<ClaimItem>>,
     members: BTreeSet<InstanceId>,
     owners: BTreeMap<ClaimItem, InstanceId>,
@@ -107,11 +129,17 @@ struct Pool<'a> {
 }
 
 impl<'a> Pool<'a> {
-    fn new(life: &'a Life, claims: &str, items: watch::Receiver<BTreeSet<ClaimItem>>) -> Self {
+    fn new(
+        life: &'a Life,
+        claims: &str,
+        items: watch::Receiver<BTreeSet<ClaimItem>>,
+        alone: bool,
+    ) -> Self {
         Self {
             life,
             me: life.process.instance.clone(),
             claims_prefix: claims.to_owned(),
+            alone,
             items,
             members: BTreeSet::new(),
             owners: BTreeMap::new(),
@@ -165,7 +193,7 @@ impl<'a> Pool<'a> {
 
     fn member(&mut self, entry: &Entry) {
         match from_json::<Instance>(&entry.key, &entry.value) {
-            Ok(instance) if instance.state == InstanceState::Active => {
+            Ok(instance) if instance.state == InstanceState::Active && !instance.apart => {
                 self.members.insert(instance.instance);
             }
             Ok(instance) => {
@@ -257,7 +285,9 @@ impl<'a> Pool<'a> {
             items.iter().filter(|item| self.is_idle(item)).cloned().collect();
         self.free_since.retain(|item, _| idle.contains(item));
         self.leave_unwanted(&items);
-        let plan = assign::plan(&self.me, &self.members, &items, &self.owners);
+        let myself = BTreeSet::from([self.me.clone()]);
+        let members = if self.alone { &myself } else { &self.members };
+        let plan = assign::plan(&self.me, members, &items, &self.owners);
         self.leave_surplus(plan.surplus);
         let mut wanted = plan.claim;
         for item in idle {

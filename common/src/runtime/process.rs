@@ -40,6 +40,8 @@ pub struct Process {
     pub role: Role,
     /// Its name.
     pub instance: InstanceId,
+    /// Whether it takes no share of what others of its role work on.
+    pub apart: bool,
     /// etcd.
     pub etcd: Etcd,
     /// Its metrics.
@@ -81,6 +83,7 @@ impl Process {
             args: Arc::new(args),
             role,
             instance,
+            apart: false,
             etcd,
             stop: stop_on_signals()?,
         })
@@ -269,7 +272,7 @@ struct Presence<'a> {
 
 impl<'a> Presence<'a> {
     fn new(life: &'a Life, started_at: Timestamp, address: SocketAddr) -> Self {
-        let Process { role, instance, etcd, metrics, .. } = &life.process;
+        let Process { role, instance, apart, etcd, metrics, .. } = &life.process;
         let figures = &metrics.figures;
         Self {
             life,
@@ -281,6 +284,7 @@ impl<'a> Presence<'a> {
                 address: address.to_string(),
                 version: version().to_owned(),
                 state: InstanceState::Active,
+                apart: *apart,
                 started_at,
                 claims: 0,
                 rows_per_second: 0.0,

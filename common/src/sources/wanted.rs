@@ -7,8 +7,8 @@ use crate::{
     keyspace::{
         Mapping, Source, SourceKind,
         live::{
-            BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, SCRAPE_SHARDS_MAX,
-            Scrape, Simulate, TARGETS_MAX,
+            BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml,
+            SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
         },
     },
     limits::SECTION_SERIES_MAX,
@@ -65,6 +65,9 @@ impl Wanted {
             }
             SourceKind::Simulate(simulate) => check_simulate(simulate)?,
             SourceKind::Scrape(scrape) => check_scrape(scrape)?,
+            SourceKind::Nvml(nvml) => {
+                check_range("interval, in milliseconds,", nvml.interval_ms, INTERVAL_MS)?;
+            }
         }
         Ok(Self { kind })
     }
@@ -92,6 +95,7 @@ impl Wanted {
                 let target_shards = old.target_shards;
                 SourceKind::Scrape(Box::new(Scrape { target_shards, ..(**wanted).clone() }))
             }
+            (SourceKind::Nvml(wanted), SourceKind::Nvml(old)) => same_host(id, wanted, old)?,
             (wanted, old) if same_file(wanted, old) => return Ok(None),
             (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. })
             | (SourceKind::Follow(_), SourceKind::Follow(_)) => {
@@ -118,6 +122,7 @@ fn name(kind: &SourceKind) -> &'static str {
         SourceKind::Follow(_) => "csv with follow",
         SourceKind::Simulate(_) => "simulate",
         SourceKind::Scrape(_) => "scrape",
+        SourceKind::Nvml(_) => "nvml",
     }
 }
 
@@ -129,6 +134,7 @@ fn shards(kind: &SourceKind) -> u32 {
         SourceKind::Follow(_) => 1,
         SourceKind::Simulate(simulate) => simulate.shards(),
         SourceKind::Scrape(scrape) => scrape.target_shards,
+        SourceKind::Nvml(_) => 1,
     }
 }
 
@@ -176,6 +182,15 @@ fn check_mapping(mapping: &Mapping) -> Result<(), SourceError> {
             .map_err(|e| SourceError::Field { field: "metrics", reason: e.to_string() })?;
     }
     Ok(())
+}
+
+/// What was told of one host goes on being told of that one.
+fn same_host(id: &SourceId, wanted: &Nvml, old: &Nvml) -> Result<SourceKind, SourceError> {
+    if wanted.host == old.host {
+        return Ok(SourceKind::Nvml(wanted.clone()));
+    }
+    let reason = format!("{id} reads the GPUs of {}; choose a new name", old.host);
+    Err(SourceError::Field { field: "host", reason })
 }
 
 fn check_simulate(simulate: &Simulate) -> Result<(), SourceError> {

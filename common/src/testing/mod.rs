@@ -324,6 +324,7 @@ fn process(etcd: Etcd, role: Role, name: &str, ttl_seconds: i64) -> Process {
         etcd,
         metrics: Arc::new(Metrics::new(role, &instance)),
         instance,
+        apart: false,
         health: Arc::new(Health::default()),
         stop: CancellationToken::new(),
     }

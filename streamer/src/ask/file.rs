@@ -10,9 +10,9 @@ use anyhow::{Context, bail};
 use nexus_common::{
     keyspace::{
         Follow, Mapping, SourceKind,
-        live::{Login, Rules, SCRAPE_SHARDS, Scrape, Simulate, Target},
+        live::{Login, Nvml, Rules, SCRAPE_SHARDS, Scrape, Simulate, Target},
     },
-    model::{ClusterId, SourceId, Timestamp},
+    model::{ClusterId, HostName, SourceId, Timestamp},
     sources::Wanted,
 };
 use serde::Deserialize;
@@ -36,6 +36,7 @@ struct Entry {
     csv: Option<Csv>,
     simulate: Option<Simulated>,
     scrape: Option<Scraped>,
+    nvml: Option<Local>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -122,6 +123,15 @@ struct Scraped {
     cluster: Option<ClusterId>,
     #[serde(default = "shards")]
     shards: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Local {
+    host: HostName,
+    #[serde(default = "second")]
+    interval: Length,
+    cluster: Option<ClusterId>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -222,11 +232,12 @@ fn parse(text: &str) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
 
 fn wanted(entry: Entry) -> anyhow::Result<Wanted> {
     let scraped = entry.scrape.map(scrape).transpose()?;
-    let kinds = [entry.csv.map(csv).transpose()?, entry.simulate.map(simulate), scraped];
+    let local = entry.nvml.map(nvml);
+    let kinds = [entry.csv.map(csv).transpose()?, entry.simulate.map(simulate), scraped, local];
     let mut kinds = kinds.into_iter().flatten();
     match (kinds.next(), kinds.next()) {
         (Some(kind), None) => Ok(Wanted::new(kind)?),
-        _ => bail!("it must have exactly one of csv, simulate and scrape"),
+        _ => bail!("it must have exactly one of csv, simulate, scrape and nvml"),
     }
 }
 
@@ -262,6 +273,11 @@ fn simulate(simulated: Simulated) -> SourceKind {
         until: simulated.until,
         hosts_per_shard: Simulate::plan_hosts_per_shard(simulated.hosts),
     })
+}
+
+fn nvml(local: Local) -> SourceKind {
+    let Local { host, interval, cluster } = local;
+    SourceKind::Nvml(Nvml { cluster, host, interval_ms: interval.0 })
 }
 
 fn scrape(scraped: Scraped) -> anyhow::Result<SourceKind> {
@@ -327,8 +343,14 @@ mod tests {
         check(&mapped("{host: a, host_is: b}"), &["both host and host_is"]);
         check(&mapped("{metric: a}"), &["metric and value go together"]);
         check(&mapped("{metrics: {a: 1b}}"), &["metrics"]);
+        check(&one("nvml: {interval: 1s}"), &["line 3", "host"]);
+        check(&one("nvml: {host: a/b}"), &["line 3", "[A-Za-z0-9._:-]"]);
+        check(&one("nvml: {host: a, interval: 1ms}"), &["not from 100 to 86400000"]);
         check(&one("note: 1"), &["line 3", "note"]);
-        check("sources: [{name: a}]", &["source a", "exactly one of csv, simulate and scrape"]);
+        check(
+            "sources: [{name: a}]",
+            &["source a", "exactly one of csv, simulate, scrape and nvml"],
+        );
         let twice = "{name: a, csv: {path: /a}}";
         check(&format!("sources: [{twice}, {twice}]"), &["source a stands there twice"]);
         check("sources: [", &["line"]);
@@ -347,6 +369,8 @@ sources:
       path: /data/log.csv
       follow: true
       mapping: {time: When, utc_offset: \"-05:30\", host_is: pc, metrics: {\"Load [%]\": load}}
+  - name: gpus
+    nvml: {host: dgx-001}
 ";
         let sources = parse(text).unwrap();
         let simulated = SourceKind::Simulate(Simulate {
@@ -374,7 +398,9 @@ sources:
                 ..Mapping::default()
             })),
         });
-        let expected = [("lab", simulated), ("export", export), ("log", log)];
+        let host = "dgx-001".parse().unwrap();
+        let gpus = SourceKind::Nvml(Nvml { cluster: None, host, interval_ms: 1000 });
+        let expected = [("lab", simulated), ("export", export), ("log", log), ("gpus", gpus)];
         let expected = expected.map(|(n, kind)| (n.parse().unwrap(), Wanted::new(kind).unwrap()));
         assert_eq!(sources, expected);
     }

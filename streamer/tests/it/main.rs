@@ -9,6 +9,7 @@ mod gpu_z;
 mod input;
 mod live;
 mod named;
+mod nvml;
 mod process;
 mod refusal;
 mod replay;

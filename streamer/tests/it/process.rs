@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 /// Between two looks at a condition.
-const LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// For anything that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 

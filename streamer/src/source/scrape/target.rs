@@ -19,6 +19,11 @@ use super::fetch::{FetchError, read_at_most};
 /// millisecond at a usual interval, more than one shard can carry.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 pub(crate) const SHARD_TARGETS_MAX: usize = 10_000;
+/// How late a target is still asked, at least and in parts of its interval: what it answers is
+/// written down as of the instant that it was due, and the next one follows soon. Later, that
+/// instant is missed.
+const LATE_MS: u64 = 100;
+const LATE_PART: u64 = 4;
 /// Files that are remembered: more than a source names at most.
 const FILES_MAX: usize = 256;
 
@@ -130,6 +135,19 @@ pub(crate) fn due(url: &str, interval: u64, from: u64) -> u64 {
     from.saturating_sub(phase).div_ceil(interval).saturating_mul(interval).saturating_add(phase)
 }
 
+/// How many instants from `due` on are missed by `now`, and the one to ask at, unless it is too
+/// late for the newest one, too. `due` is not after `now`.
+pub(crate) fn question_at(due: u64, interval: u64, now: u64) -> (u64, Option<u64>) {
+    let interval = interval.max(1);
+    let passed = now.saturating_sub(due) / interval;
+    let newest = due + passed * interval;
+    if now.saturating_sub(newest) > LATE_MS.max(interval / LATE_PART) {
+        (passed + 1, None)
+    } else {
+        (passed, Some(newest))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +182,26 @@ mod tests {
         }
         assert!(phases.len() > 80, "{}", phases.len());
         assert!(due("a", 0, 7) >= 7);
+    }
+
+    #[test]
+    fn a_question_is_late_by_at_most_a_quarter_of_the_interval() {
+        let check = |due, interval, now, expected| {
+            assert_eq!(
+                question_at(due, interval, now),
+                expected,
+                "{due} every {interval} at {now}"
+            );
+        };
+        check(5000, 1000, 5000, (0, Some(5000)));
+        check(5000, 1000, 5250, (0, Some(5000)));
+        check(5000, 1000, 5251, (1, None));
+        check(5000, 1000, 8000, (3, Some(8000)));
+        check(5000, 1000, 8999, (4, None));
+        // A short interval is on time as long as it is not the next one's.
+        check(5000, 100, 5099, (0, Some(5000)));
+        check(5000, 100, 5100, (1, Some(5100)));
+        check(7, 0, 9, (2, Some(9)));
     }
 
     #[test]
