@@ -7,6 +7,8 @@ export NEXUS_STATE_DIR
 export ETCD_PORT=${SMOKE_ETCD_PORT:-14379} ETCD_PEER_PORT=${SMOKE_ETCD_PEER_PORT:-14380}
 export GATEWAY_PORT_BASE=${SMOKE_GATEWAY_PORT_BASE:-18080}
 export STREAMER_METRICS_PORT_BASE=19101 COLLECTOR_METRICS_PORT_BASE=19201
+export UPLOAD_DIR=$NEXUS_STATE_DIR/uploads
+mkdir "$UPLOAD_DIR"
 unset ETCD_ENDPOINTS NEXUS_ROOT NEXUS_PID_DIR NEXUS_LOG_DIR GATEWAY_URL CSV_FILE LOOP_MODE REPLAY_SPEED
 source "$here/scripts/lib.sh"
 
@@ -57,6 +59,18 @@ wscat_hears() {
     grep -m1 telemetry_update < <(timeout 60 bash -c "${line/npx/npx --yes}" < <(sleep 30))
 }
 
+# send_a_file: a file that is sent to a gateway is read to its end, and once only.
+send_a_file() {
+    local api=http://127.0.0.1:$GATEWAY_PORT_BASE file=$NEXUS_STATE_DIR/sent.csv answer url rows
+    "$(binary streamer)" generate --hosts 2 --gpus-per-host 2 --seconds 5 --seed 3 --out "$file"
+    answer=$(curl -fsS --noproxy '*' --max-time 30 -F "file=@$file" "$api/api/v1/csv/upload")
+    url=$api$(jq -r .status_url <<<"$answer")
+    rows=$(jq .record_count <<<"$answer")
+    read_whole() { [[ $(curl -fs --noproxy '*' --max-time 5 "$url" | jq -c '[.state, .rows_accepted]') == "[\"done\",$rows]" ]]; }
+    wait_until 60 read_whole
+    [[ $(curl -fsS --noproxy '*' --max-time 30 -F "file=@$file" "$api/api/v1/csv/upload" | jq .duplicate) == true ]]
+}
+
 cd "$here"
 # Shown, because it takes minutes the first time.
 cargo build --release --workspace --bins
@@ -71,5 +85,6 @@ try make demo
 try env GATEWAY_PORT_BASE=$((GATEWAY_PORT_BASE + 100)) STREAMER_METRICS_PORT_BASE=19301 COLLECTOR_METRICS_PORT_BASE=19401 \
     make demo-scaling SCALING_SECONDS=20 SCALING_HOSTS=4 REPLAY_SPEED=2
 try make demo LIVE=1
+try send_a_file
 try make scale-stop stop-etcd
 say "smoke: $passed steps passed"

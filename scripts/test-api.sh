@@ -36,6 +36,8 @@ fi
 "$VENV/bin/python" -m openapi_spec_validator docs/openapi.json
 
 trap clean_up EXIT
+export UPLOAD_DIR=$DIR/uploads
+mkdir -p "$UPLOAD_DIR"
 start_etcd
 export CSV_FILE=$DIR/sample.csv
 "$(binary streamer)" generate --preset sample --out "$CSV_FILE" >/dev/null

@@ -37,6 +37,7 @@ MATRIX = {
     "GPUs of the nodes": ["nexusStreamer.nvml.enabled=true", "metrics.serviceMonitor.enabled=true"],
     "GPUs alone, another runtime": ["nexusStreamer.enabled=false", "nexusStreamer.nvml.enabled=true", "nexusStreamer.nvml.runtimeClassName=", "nexusStreamer.nvml.library=/usr/lib/libnvidia-ml.so.1", "nexusStreamer.nvml.maxUnavailable=1", "metrics.serviceMonitor.enabled=true"],
     "ingress": ["nexusGateway.ingress.enabled=true", "nexusGateway.ingress.className=nginx", "nexusGateway.ingress.tls[0].secretName=t"],
+    "files that are sent": ["nexusGateway.uploads.existingClaim=uploads"],
     "tokens and TLS": ["nexusGateway.auth.existingSecret=tokens", "nexusGateway.tls.existingSecret=tls"],
     "REST alone": ["nexusGateway.graphql.enabled=false", "nexusGateway.websocket.enabled=false"],
     "origins": ["nexusGateway.cors.enabled=true", "nexusGateway.cors.allowedOrigins={https://a.example}"],

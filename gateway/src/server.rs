@@ -20,7 +20,7 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use crate::{
     auth::{self, Auth, AuthError, Scope, TokenHash, TokenLine},
     descriptors,
-    rest::Instances,
+    rest::{Instances, UploadArgs, Uploads},
     tls::{Tls, TlsError, TlsFiles},
     view::View,
     web::{self, Answers, App, AppParts, HttpMeters, Origin, Origins, StreamArgs, Streams},
@@ -137,6 +137,9 @@ pub struct GatewayArgs {
     /// Seconds behind the newest sample of its cluster within which a GPU counts as active
     #[arg(long, env = "ACTIVE_WINDOW_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     pub active_window_seconds: u32,
+    /// Flags of uploads.
+    #[command(flatten)]
+    pub uploads: UploadArgs,
     /// Flags of live streams.
     #[command(flatten)]
     pub streams: StreamArgs,
@@ -234,6 +237,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         instances: Arc::new(Instances::default()),
         graphql: args.enable_graphql,
         streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
+        uploads: Uploads::new(&args.uploads)?,
         stop: process.stop.clone(),
     });
     descriptors::raise_for(args.connections_max);

@@ -5,9 +5,11 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Parser;
 use nexus_common::{
     limits::MESSAGE_SAMPLES_MAX,
-    model::{HostName, InstanceId},
+    model::{GpuId, HostName, InstanceId},
     runtime::CommonArgs,
 };
+
+use crate::mapping::parse_offset;
 
 /// Flags of `run`.
 #[derive(Debug, Clone, Parser)]
@@ -21,10 +23,27 @@ pub struct Args {
     /// Address of /metrics, /livez and /readyz; port 0 picks a free one
     #[arg(long, env = "METRICS_LISTEN", default_value = "127.0.0.1:0")]
     pub metrics_listen: SocketAddr,
-    /// DCGM CSV file to register as a source; all streamers share its shards. Without it this
-    /// streamer works on the sources that others registered
+    /// DCGM CSV file to register as a source; all streamers share its shards. May be packed with
+    /// gzip or zstd. A pattern such as '/data/*.csv' makes each file a source; - is standard
+    /// input, kept in --spool-dir first. Without it this streamer works on the sources that
+    /// others registered
     #[arg(long, env = "CSV_FILE")]
     pub csv_file: Option<PathBuf>,
+    /// The host that a CSV file is of which does not say it, such as a log of GPU-Z
+    #[arg(long, env = "CSV_HOST")]
+    pub csv_host: Option<HostName>,
+    /// The GPU that it is of: an index, or a UUID
+    #[arg(long, env = "CSV_GPU")]
+    pub csv_gpu: Option<GpuId>,
+    /// The zone of its times where they do not say it, such as +02:00
+    #[arg(long, env = "CSV_UTC_OFFSET", default_value = "+00:00", value_parser = parse_offset, allow_hyphen_values = true)]
+    pub csv_utc_offset: i32,
+    /// Read the files of --csv-file while they grow, for ever; rotation is followed
+    #[arg(long, env = "FOLLOW", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub follow: bool,
+    /// Where standard input is kept as a file, from which it is read, again if need be
+    #[arg(long, env = "SPOOL_DIR", default_value = "/var/tmp")]
+    pub spool_dir: PathBuf,
     /// Most rows in one message
     #[arg(long, env = "BATCH_SIZE", default_value_t = 131_072, value_parser = clap::value_parser!(u64).range(1..=MESSAGE_SAMPLES_MAX as u64))]
     pub batch_size: u64,

@@ -127,6 +127,7 @@ async fn list(desk: &SourceDesk) -> anyhow::Result<()> {
 fn describe(source: &Source) -> (&'static str, String) {
     match &source.kind {
         SourceKind::Csv { path, .. } | SourceKind::Declared { path, .. } => ("csv", path.clone()),
+        SourceKind::Follow(follow) => ("csv", format!("{}, as it grows", follow.path)),
         SourceKind::Simulate(simulate) => {
             let (hosts, gpus) = (simulate.hosts, simulate.gpus);
             let every = show_ms(simulate.interval_ms);

@@ -5,7 +5,9 @@ use std::{path::Path, time::Duration};
 
 use nexus_common::{
     etcd::{Claim, Error, Etcd, Position},
-    keyspace::{ClaimItem, Key, Source, SourceKind, ValueError, from_json, to_json},
+    keyspace::{
+        ClaimItem, Key, Source, SourceKind, ValueError, csv::FOLLOWED_END, from_json, to_json,
+    },
     model::{SourceId, Timestamp},
     runtime::Life,
 };
@@ -104,12 +106,16 @@ async fn cut(etcd: &Etcd, id: &SourceId) -> Result<(), CutError> {
     Ok(())
 }
 
-/// Each shard begins when it comes into being: nothing before was anybody's to measure.
+/// Each shard begins when it comes into being: nothing before was anybody's to measure. Of a file
+/// that is followed all is read that is there.
 fn live_ranges(source: &Source) -> Vec<std::ops::Range<u64>> {
     let millis = |at: Timestamp| u64::try_from(at.as_millis()).unwrap_or(0);
     let start = millis(Timestamp::now());
     // One more than the last, so that a shard without anything to do still is read to its end.
     let end = millis(Timestamp::MAX).max(start + 1);
+    if matches!(source.kind, SourceKind::Follow(_)) {
+        return std::iter::once(0..FOLLOWED_END).collect();
+    }
     vec![start..end; source.shards as usize]
 }
 
@@ -118,16 +124,19 @@ type Cut = (SourceKind, Vec<std::ops::Range<u64>>);
 /// Opens the file that is meant and looks where to cut it.
 fn open(source: Source) -> Result<Cut, CutError> {
     let (file, replay) = match source.kind {
-        SourceKind::Declared { path, speed_milli, looped } => {
-            let file = CsvFile::open(Path::new(&path))?;
+        SourceKind::Declared { path, speed_milli, looped, mapping } => {
+            let file = CsvFile::open_as(Path::new(&path), mapping)?;
             let speed_milli = speed_milli.or(looped.then_some(1000));
             let replay = speed_milli.map(|speed| replay(&file, speed, looped)).transpose();
             (file, replay.map_err(CutError::Unusable)?)
         }
-        SourceKind::Csv { path, bytes, fingerprint, replay } => {
-            (open_same(Path::new(&path), bytes, &fingerprint)?, replay)
+        SourceKind::Csv { path, bytes, fingerprint, replay, mapping } => {
+            (open_same(Path::new(&path), bytes, &fingerprint, mapping)?, replay)
         }
-        SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => {
+        SourceKind::Follow(_)
+        | SourceKind::Simulate(_)
+        | SourceKind::Scrape(_)
+        | SourceKind::Nvml(_) => {
             return Err(CutError::Unusable(anyhow::anyhow!("it has no file to be cut")));
         }
     };
@@ -137,6 +146,7 @@ fn open(source: Source) -> Result<Cut, CutError> {
         bytes: file.identity.bytes,
         fingerprint: fingerprint(&file.identity),
         replay,
+        mapping: file.mapping,
     };
     Ok((kind, ranges))
 }

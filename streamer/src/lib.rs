@@ -6,10 +6,12 @@
 pub mod args;
 pub mod ask;
 mod cut;
+mod follow;
 pub mod generate;
 mod interval;
 mod live;
 mod local;
+mod mapping;
 pub mod nvml;
 mod prepare;
 mod register;

@@ -238,7 +238,7 @@ fn restamp(replay: &Replay, round: u64) -> Restamp {
 }
 
 /// Whether a batch does not fit in one transaction: then fewer rows have to do.
-fn too_large(prepared: &Prepared) -> bool {
+pub(crate) fn too_large(prepared: &Prepared) -> bool {
     let bytes: usize = prepared.messages.iter().map(|m| m.bytes.len()).sum();
     prepared.messages.len() > ENQUEUE_MESSAGES_MAX || bytes > Producer::room()
 }

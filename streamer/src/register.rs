@@ -1,27 +1,31 @@
 //! Registers a file as a source: its shards first, the source last. Whoever is first wins, and
 //! whoever is late finishes what another began.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, path::PathBuf, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nexus_common::{
     etcd::{Claim, Error, Etcd},
     keyspace::{
-        ClaimItem, FileRange, Key, Progress, Replay, Source, SourceKind, from_json, to_json,
+        ClaimItem, FileRange, Follow, Key, Progress, Replay, Source, SourceKind, from_json, to_json,
     },
     limits::TXN_OPS_MAX,
     model::{Lane, ShardId, SourceId, Timestamp},
     runtime::Life,
+    sources::Wanted,
 };
 use tokio::{task::spawn_blocking, time::sleep};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     args::Args,
-    source::{CsvFile, FileIdentity},
+    source::{CsvFile, FileIdentity, file, named},
 };
 
 /// Most shards of one source: their keys are listed by every process.
 const SHARDS_MAX: u64 = 10_000;
+/// The name of standard input.
+const STANDARD_INPUT: &str = "-";
 /// How often we look whether whoever registers the source is done.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -34,18 +38,60 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Opens the file that the flags name.
+    /// Opens the files that the flags name; standard input is kept as one first. Blocking.
     ///
     /// # Errors
-    /// When it cannot be read, is no DCGM CSV, or has no times to replay by.
-    pub(crate) fn of(args: &Args) -> anyhow::Result<Option<Self>> {
-        let Some(path) = &args.csv_file else { return Ok(None) };
-        let path = std::path::absolute(path).context("find the working directory")?;
-        let file = CsvFile::open(&path)?;
+    /// When one cannot be read, is no DCGM CSV, or has no times to replay by.
+    pub(crate) fn of(args: &Args) -> anyhow::Result<Vec<Self>> {
+        let Some(given) = args.csv_file.as_ref().filter(|_| !args.follow) else {
+            return Ok(Vec::new());
+        };
+        let absolute = |path| std::path::absolute(path).context("find the working directory");
+        let paths = if given.as_os_str() == STANDARD_INPUT {
+            tracing::info!(folder = %args.spool_dir.display(), "keeping standard input until its end");
+            vec![named::spool(std::io::stdin().lock(), &absolute(&args.spool_dir)?)?]
+        } else {
+            named::matching(&absolute(given)?)?
+        };
+        paths.into_iter().map(|path| Self::open(path, args)).collect()
+    }
+
+    /// Opens the files that the flags name to be followed, each a source named by its path: its
+    /// content has no end.
+    ///
+    /// # Errors
+    /// When there is none, or another flag does not go with it.
+    pub(crate) fn followed(args: &Args) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
+        let given = match (&args.csv_file, args.follow) {
+            (_, false) => return Ok(Vec::new()),
+            (None, true) => bail!("--follow needs --csv-file: the file that grows"),
+            (Some(given), true) => given,
+        };
+        if args.replay_speed.is_some() || args.looped || given.as_os_str() == STANDARD_INPUT {
+            bail!("--follow goes with neither --replay-speed, --loop nor standard input");
+        }
+        let given = std::path::absolute(given).context("find the working directory")?;
+        let named = named::matching(&given)?.into_iter().map(|path| {
+            let id = file::id_of_path(&path)?;
+            let path = path.to_str().with_context(|| format!("{}: not UTF-8", path.display()))?;
+            let mapping = args.mapping();
+            let kind = SourceKind::Follow(Follow { path: path.to_owned(), mapping });
+            Ok((id, Wanted::new(kind)?))
+        });
+        named.collect()
+    }
+
+    fn open(path: PathBuf, args: &Args) -> anyhow::Result<Self> {
+        let file = CsvFile::open_as(&path, args.mapping())?;
         for column in file.layout.ignored() {
             tracing::warn!(column, "a column without a meaning to us is ignored");
         }
         let mut source = file.source_id()?;
+        if let Some(mapping) = &file.mapping {
+            // The same file read as something else is another source.
+            let digits = xxh3_64(&to_json(mapping)) >> 32;
+            source = SourceId::new(&format!("{source}.as-{digits:08x}"))?;
+        }
         let speed_milli = args.replay_speed.or(args.looped.then_some(1000));
         let replay = match speed_milli {
             Some(speed_milli) => Some(replay(&file, speed_milli, args.looped)?),
@@ -55,7 +101,7 @@ impl Registration {
             // Replaying a file is another source than reading it.
             source = SourceId::new(&format!("{source}.replay"))?;
         }
-        Ok(Some(Self { file, replay, source }))
+        Ok(Self { file, replay, source })
     }
 
     /// Makes sure that the source and all its shards are in etcd: by us, or by whoever has the
@@ -92,6 +138,7 @@ impl Registration {
                 bytes: self.file.identity.bytes,
                 fingerprint: fingerprint(&self.file.identity),
                 replay: self.replay,
+                mapping: self.file.mapping,
             },
             shards: ranges.len() as u32,
             created_at: Timestamp::now(),
@@ -144,10 +191,14 @@ async fn create_missing(etcd: &Etcd, entries: &[(String, Vec<u8>)]) -> Result<()
 /// A replay follows time through the whole file, so it is not cut: shards of one file would
 /// take turns anyway.
 pub(crate) fn shards(file: &CsvFile, paced: bool) -> anyhow::Result<Vec<Range<u64>>> {
-    let bytes = file.identity.bytes;
-    if paced {
-        return Ok(std::iter::once(file.header_end..bytes).collect());
+    if paced && file.layout.gpu_z && file.shards(None)?.len() > 1 {
+        let path = file.path.display();
+        bail!("{path}: a log of several sessions cannot be replayed in time; read it as it is");
     }
+    if paced {
+        return Ok(std::iter::once(file.header_end..file.length()?).collect());
+    }
+    let bytes = file.identity.bytes;
     let largest = (bytes.div_ceil(SHARDS_MAX) > 32 << 20).then(|| bytes.div_ceil(SHARDS_MAX));
     Ok(file.shards(largest)?)
 }

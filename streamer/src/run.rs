@@ -12,6 +12,7 @@ use nexus_common::{
 };
 use tokio::{
     sync::Semaphore,
+    task::spawn_blocking,
     time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -47,28 +48,44 @@ pub(crate) async fn run_with(
     let given = args.instance_id.clone();
     let process = Process::start(Role::Streamer, args.common.clone(), given.as_ref()).await?;
     let process = Process { apart, ..process };
-    let registration = Registration::of(&args)?;
+    let mut wanted: Vec<_> = wanted.into_iter().collect();
+    wanted.extend(Registration::followed(&args)?);
+    let Some(registrations) = registrations(&process, &args).await? else { return Ok(()) };
     let routes = health_routes(Arc::clone(&process.metrics), Arc::clone(&process.health));
     // Served to the very end: draining can be watched, too.
     let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let args = Arc::new(args);
     run_process(process, address, |life| {
-        stream(life, Arc::clone(&args), registration.clone(), wanted.clone())
+        stream(life, Arc::clone(&args), registrations.clone(), wanted.clone())
     })
     .await
+}
+
+/// The files that the flags name, opened in a thread: standard input may take its time. None when
+/// the process was told to stop meanwhile.
+async fn registrations(
+    process: &Process,
+    args: &Args,
+) -> anyhow::Result<Option<Vec<Registration>>> {
+    let args = args.clone();
+    let opening = spawn_blocking(move || Registration::of(&args));
+    tokio::select! {
+        () = process.stop.cancelled() => Ok(None),
+        opened = opening => opened?.map(Some),
+    }
 }
 
 /// One session's work.
 async fn stream(
     life: Life,
     args: Arc<Args>,
-    registration: Option<Registration>,
-    wanted: Option<(SourceId, Wanted)>,
+    registrations: Vec<Registration>,
+    wanted: Vec<(SourceId, Wanted)>,
 ) -> anyhow::Result<()> {
-    if let Some(registration) = registration {
+    for registration in registrations {
         registration.put(&life).await?;
     }
-    if let Some((id, wanted)) = wanted {
+    for (id, wanted) in wanted {
         let applied = SourceDesk::new(life.process.etcd.clone()).apply(&id, &wanted).await?;
         tracing::info!(source = %id, ?applied, "source applied");
     }

@@ -12,7 +12,7 @@ use std::{
 use nexus_common::{
     crash_point,
     etcd::{Claim, Error},
-    keyspace::{ClaimItem, Replay, Source, SourceKind},
+    keyspace::{ClaimItem, Mapping, Progress, Replay, Source, SourceKind},
     model::{HostName, IdError, Lane},
     queue::{Enqueued, Producer},
     runtime::{Life, Work},
@@ -147,7 +147,7 @@ impl Shards {
         if source.kind.is_live() {
             return self.follow(lane, claim, &source, busy, gone).await;
         }
-        let SourceKind::Csv { path, bytes, fingerprint, replay } = source.kind else {
+        let SourceKind::Csv { path, bytes, fingerprint, replay, mapping } = source.kind else {
             return Ok(Go::Ended);
         };
         // A paced shard mostly sleeps, and must not keep others from running.
@@ -166,8 +166,11 @@ impl Shards {
         if producer.progress().done {
             return Ok(Go::Ended);
         }
-        let file =
-            spawn_blocking(move || open_same(Path::new(&path), bytes, &fingerprint)).await??;
+        let start = producer.progress().range.start;
+        let file = spawn_blocking(move || {
+            open_same(Path::new(&path), bytes, &fingerprint, mapping)?.at_shard(start)
+        })
+        .await??;
         self.pump(producer, file, replay, gone).await
     }
 
@@ -188,6 +191,7 @@ impl Shards {
         match source.kind {
             SourceKind::Simulate(_) => self.simulate(producer, gone).await,
             SourceKind::Scrape(_) => self.scrape(producer, gone).await,
+            SourceKind::Follow(_) => self.tail(producer, gone).await,
             SourceKind::Nvml(_) => self.measure(producer, gone).await,
             SourceKind::Csv { .. } | SourceKind::Declared { .. } => Ok(Go::Ended),
         }
@@ -237,7 +241,8 @@ impl Shards {
                 () = gone.as_mut() => break Ok(Go::Ended),
                 waited = room => waited?,
             }
-            match self.enqueue(&mut producer, &batch, looped).await {
+            let next = batch.advance(producer.progress(), looped);
+            match self.enqueue(&mut producer, &batch, next).await {
                 Ok(Enqueued::Committed) if producer.progress().done => break Ok(Go::Ended),
                 Ok(Enqueued::Committed) => {}
                 Ok(Enqueued::Moved) => break Ok(Go::Again),
@@ -254,13 +259,13 @@ impl Shards {
         go
     }
 
-    async fn enqueue(
+    /// Enqueues a batch with the progress it leads to.
+    pub(crate) async fn enqueue(
         &self,
         producer: &mut Producer,
         batch: &Prepared,
-        looped: bool,
+        next: Progress,
     ) -> Result<Enqueued, Error> {
-        let next = batch.advance(producer.progress(), looped);
         let enqueued = producer.enqueue(&batch.messages, next).await?;
         if enqueued == Enqueued::Committed {
             let metrics = &self.life.process.metrics;
@@ -330,8 +335,13 @@ impl Shards {
 }
 
 /// Opens the file if it still is the one that was registered.
-pub(crate) fn open_same(path: &Path, bytes: u64, registered: &str) -> Result<CsvFile, FileError> {
-    let file = CsvFile::open(path)?;
+pub(crate) fn open_same(
+    path: &Path,
+    bytes: u64,
+    registered: &str,
+    mapping: Option<Box<Mapping>>,
+) -> Result<CsvFile, FileError> {
+    let file = CsvFile::open_as(path, mapping)?;
     if file.identity.bytes == bytes && fingerprint(&file.identity) == registered {
         Ok(file)
     } else {

@@ -3,10 +3,12 @@
 //! Keys are readable text below one root; ids are validated, never escaped. Control values are
 //! JSON; only messages and blocks are binary ([`crate::block`]).
 
+pub mod csv;
 mod key;
 pub mod live;
 mod value;
 
+pub use csv::{Follow, Followed, Mapping};
 pub use key::{BlockName, ClaimItem, Key, KeyError, KeyRange, Keyspace, KeyspaceError};
 pub use value::{
     Claimant, ClusterRecord, CommitSummary, Config, Cursor, DeadLetter, FileRange, Floor,

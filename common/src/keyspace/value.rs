@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    csv::{Follow, Followed, Mapping},
     key::BlockName,
     live::{Nvml, Scrape, Simulate},
 };
@@ -120,6 +121,9 @@ pub enum SourceKind {
         /// Replay in time, if asked for.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         replay: Option<Replay>,
+        /// What its columns mean, if its header does not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mapping: Option<Box<Mapping>>,
     },
     /// A CSV file that somebody asked for and nobody opened yet: the first streamer that finds it
     /// puts `Csv` in its place.
@@ -132,7 +136,12 @@ pub enum SourceKind {
         /// Begin again at the end, for ever.
         #[serde(default)]
         looped: bool,
+        /// What its columns mean, if its header does not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mapping: Option<Box<Mapping>>,
     },
+    /// A CSV file that grows.
+    Follow(Follow),
     /// Telemetry that is made up, at an interval.
     Simulate(Simulate),
     /// Exporters, asked at an interval.
@@ -142,10 +151,10 @@ pub enum SourceKind {
 }
 
 impl SourceKind {
-    /// Whether it follows the wall clock: it has neither a file nor an end of its own, and its
+    /// Whether it has no end of its own, be it that it follows the wall clock or a file: its
     /// shards are what its value says, whatever was cut before.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_))
+        matches!(self, Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_))
     }
 
     /// The only host whose streamers may work on it; any may if there is none.
@@ -222,6 +231,9 @@ pub struct Progress {
     pub missed: u64,
     /// Samples enqueued.
     pub samples: u64,
+    /// The file that is followed, where there may be several one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Followed>,
     /// Nothing is left to read.
     #[serde(default)]
     pub done: bool,
@@ -250,6 +262,7 @@ impl Progress {
             rows_rejected: BTreeMap::new(),
             missed: 0,
             samples: 0,
+            followed: None,
             claim: 0,
             at,
         }

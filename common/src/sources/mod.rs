@@ -4,6 +4,9 @@
 //! read so far (`shards/`), what is queued and what is stored is nobody's to change but their
 //! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
 
+pub mod gpu_z;
+pub mod header;
+pub mod input;
 mod wanted;
 
 pub use wanted::{Applied, Wanted};
@@ -77,7 +80,8 @@ impl SourceDesk {
         speed_milli: Option<u64>,
         looped: bool,
     ) -> Result<Written, SourceError> {
-        let kind = SourceKind::Declared { path: path.to_owned(), speed_milli, looped };
+        let mapping = None;
+        let kind = SourceKind::Declared { path: path.to_owned(), speed_milli, looped, mapping };
         self.create(id, &Wanted::new(kind)?).await
     }
 
@@ -122,6 +126,15 @@ impl SourceDesk {
             }
         }
         Err(SourceError::Moving(id.clone()))
+    }
+
+    /// A source as it stands in etcd.
+    ///
+    /// # Errors
+    /// When it is not known, cannot be read, or etcd does not answer.
+    pub async fn get(&self, id: &SourceId) -> Result<Written, SourceError> {
+        let (position, source) = self.read(id).await?;
+        Ok(Written { source, revision: position.mod_revision })
     }
 
     /// All sources, by id.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::SourceError;
 use crate::{
     keyspace::{
-        Source, SourceKind,
+        Mapping, Source, SourceKind,
         live::{
             BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml,
             SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
@@ -19,6 +19,10 @@ use crate::{
 const PATH_BYTES_MAX: usize = 4096;
 /// Longest URL of a target, in bytes: with [`TARGETS_MAX`] of them a value still fits in etcd.
 const URL_BYTES_MAX: usize = 512;
+/// Zones of the world, in seconds east of UTC.
+const EAST_SECONDS: std::ops::RangeInclusive<i32> = -12 * 3600..=14 * 3600;
+/// Most columns that a mapping names of a kind: a value in etcd stays small.
+const COLUMNS_MAX: usize = 256;
 /// Slowest and fastest replay, in thousandths of real time.
 const SPEED_MILLI: std::ops::RangeInclusive<u64> = 1..=100_000_000;
 
@@ -46,14 +50,19 @@ impl Wanted {
     /// Names what was given wrong and what is allowed.
     pub fn new(kind: SourceKind) -> Result<Self, SourceError> {
         match &kind {
-            SourceKind::Declared { path, speed_milli, .. } => {
+            SourceKind::Declared { path, speed_milli, mapping, .. } => {
                 check_path(path)?;
+                mapping.iter().try_for_each(|mapping| check_mapping(mapping))?;
                 if let Some(speed) = speed_milli.filter(|speed| !SPEED_MILLI.contains(speed)) {
                     let reason = format!("{} is not from 0.001 to 100000", speed as f64 / 1000.0);
                     return Err(SourceError::Field { field: "replaySpeed", reason });
                 }
             }
             SourceKind::Csv { .. } => {}
+            SourceKind::Follow(follow) => {
+                check_path(&follow.path)?;
+                follow.mapping.iter().try_for_each(|mapping| check_mapping(mapping))?;
+            }
             SourceKind::Simulate(simulate) => check_simulate(simulate)?,
             SourceKind::Scrape(scrape) => check_scrape(scrape)?,
             SourceKind::Nvml(nvml) => {
@@ -88,7 +97,8 @@ impl Wanted {
             }
             (SourceKind::Nvml(wanted), SourceKind::Nvml(old)) => same_host(id, wanted, old)?,
             (wanted, old) if same_file(wanted, old) => return Ok(None),
-            (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. }) => {
+            (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. })
+            | (SourceKind::Follow(_), SourceKind::Follow(_)) => {
                 let reason = format!(
                     "{id} reads another file, or the same in another way; choose a new name"
                 );
@@ -109,6 +119,7 @@ impl Wanted {
 fn name(kind: &SourceKind) -> &'static str {
     match kind {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => "csv",
+        SourceKind::Follow(_) => "csv with follow",
         SourceKind::Simulate(_) => "simulate",
         SourceKind::Scrape(_) => "scrape",
         SourceKind::Nvml(_) => "nvml",
@@ -119,6 +130,8 @@ fn name(kind: &SourceKind) -> &'static str {
 fn shards(kind: &SourceKind) -> u32 {
     match kind {
         SourceKind::Declared { .. } | SourceKind::Csv { .. } => 0,
+        // Its rows come one after the other.
+        SourceKind::Follow(_) => 1,
         SourceKind::Simulate(simulate) => simulate.shards(),
         SourceKind::Scrape(scrape) => scrape.target_shards,
         SourceKind::Nvml(_) => 1,
@@ -126,17 +139,49 @@ fn shards(kind: &SourceKind) -> u32 {
 }
 
 fn same_file(wanted: &SourceKind, is: &SourceKind) -> bool {
-    let SourceKind::Declared { path, speed_milli, looped } = wanted else { return false };
+    let SourceKind::Declared { path, speed_milli, looped, mapping } = wanted else {
+        return matches!(wanted, SourceKind::Follow(_)) && wanted == is;
+    };
     match is {
         SourceKind::Declared { .. } => wanted == is,
-        SourceKind::Csv { path: is, replay, .. } => {
+        SourceKind::Csv { path: is, replay, mapping: mapped, .. } => {
             let speed = speed_milli.or(looped.then_some(1000));
             path == is
+                && mapping == mapped
                 && speed == replay.as_ref().map(|replay| replay.speed_milli)
                 && *looped == replay.as_ref().is_some_and(|replay| replay.looped)
         }
-        SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => false,
+        _ => false,
     }
+}
+
+/// Whether it can be used at all; which columns there are only the file says.
+fn check_mapping(mapping: &Mapping) -> Result<(), SourceError> {
+    let bad = |reason: String| Err(SourceError::Field { field: "mapping", reason });
+    check_range("utc_offset, in seconds,", mapping.utc_offset_seconds, EAST_SECONDS)?;
+    let listed = mapping.metrics.len().max(mapping.labels.len());
+    check_range("columns of the mapping, their number,", listed, 0..=COLUMNS_MAX)?;
+    for (column, one) in [("host", &mapping.host_is), ("gpu", &mapping.gpu_is)] {
+        let other = if column == "host" { &mapping.host } else { &mapping.gpu };
+        if one.is_some() && other.is_some() {
+            return bad(format!("it has both {column} and {column}_is; give one"));
+        }
+    }
+    if let Some(host) = &mapping.host_is {
+        HostName::new(host)
+            .map_err(|e| SourceError::Field { field: "host_is", reason: e.to_string() })?;
+    }
+    if mapping.metric.is_some() != mapping.value.is_some() {
+        return bad("metric and value go together: where a row is a sample".to_owned());
+    }
+    if mapping.metric.is_some() && !mapping.metrics.is_empty() {
+        return bad("it has both metric and metrics; a row is a sample or a point".to_owned());
+    }
+    for name in mapping.metrics.values() {
+        MetricName::new(name)
+            .map_err(|e| SourceError::Field { field: "metrics", reason: e.to_string() })?;
+    }
+    Ok(())
 }
 
 /// What was told of one host goes on being told of that one.

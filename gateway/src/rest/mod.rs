@@ -13,7 +13,9 @@ mod span;
 mod stats;
 mod stream;
 mod telemetry;
+mod upload;
 
+use axum::extract::DefaultBodyLimit;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use gpus::{cursor as gpu_cursor, find as find_gpus, resource as gpu_at};
@@ -33,6 +35,8 @@ pub use stats::{
 
 pub(crate) use span::Places;
 pub(crate) use telemetry::{matching, targets_of};
+pub(crate) use upload::{UPLOAD_PATH, UPLOAD_SECONDS_MAX};
+pub use upload::{UploadArgs, Uploads};
 
 use crate::web::App;
 
@@ -53,6 +57,12 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(stream::stream))
         .routes(routes!(sources::list, sources::register))
         .routes(routes!(sources::one, sources::change, sources::withdraw))
+        .merge(upload_route())
+}
+
+/// The one route whose body is large: it reads it piece by piece, and bounds it itself.
+fn upload_route() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(upload::upload)).layer(DefaultBodyLimit::disable())
 }
 
 /// Routes that need a token, once there are any, and whose answers follow from the view's

@@ -49,7 +49,7 @@ pub struct SourceResource {
     /// Where streamers look for its file; null if it has none
     #[schema(example = "/data/rack-7.csv")]
     pub path: Option<String>,
-    /// Size of the file; null until a streamer opened it
+    /// Size of the file as it lies; null until a streamer opened it
     #[schema(example = 1_048_576)]
     pub bytes: Option<u64>,
     /// How much faster than recorded it is replayed; null if as fast as possible
@@ -67,7 +67,7 @@ pub struct SourceResource {
     /// Streamers that read a shard of it now; null if etcd does not answer
     #[schema(example = json!(["streamer-1"]))]
     pub owners: Option<Vec<String>>,
-    /// Bytes read so far, of `bytes`; starts again with each round of a looped source
+    /// Bytes read so far, of `bytes` (of what is in it where it is packed); starts again with each round of a looped source
     #[schema(example = 393_216)]
     pub bytes_read: u64,
     /// Rows taken
@@ -97,13 +97,14 @@ impl SourceResource {
         let lanes: Vec<&Arc<Progress>> = lanes.map(|(_, progress)| progress).collect();
         let sum = |of: fn(&Progress) -> u64| lanes.iter().map(|p| of(p)).sum();
         let (path, bytes, speed, looped) = match &source.kind {
-            SourceKind::Declared { path, speed_milli, looped } => {
+            SourceKind::Declared { path, speed_milli, looped, .. } => {
                 (Some(path), None, *speed_milli, *looped)
             }
             SourceKind::Csv { path, bytes, replay, .. } => {
                 let speed = replay.as_ref().map(|r| r.speed_milli);
                 (Some(path), Some(*bytes), speed, replay.as_ref().is_some_and(|r| r.looped))
             }
+            SourceKind::Follow(follow) => (Some(&follow.path), None, None, false),
             SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => {
                 (None, None, None, false)
             }
@@ -124,8 +125,8 @@ impl SourceResource {
             shards: source.shards.into(),
             shards_done,
             owners: None,
-            // The position of a live source is a time.
-            bytes_read: match source.kind.is_live() {
+            // The position of a source that follows the clock is a time.
+            bytes_read: match source.kind.is_live() && path.is_none() {
                 true => 0,
                 false => sum(|p| p.offset.saturating_sub(p.range.start)),
             },
@@ -160,13 +161,18 @@ mod tests {
 
     #[test]
     fn the_state_follows_from_what_is_wanted_and_what_was_done() {
-        let declared =
-            || SourceKind::Declared { path: "/a".to_owned(), speed_milli: None, looped: false };
+        let declared = || SourceKind::Declared {
+            path: "/a".to_owned(),
+            speed_milli: None,
+            looped: false,
+            mapping: None,
+        };
         let csv = || SourceKind::Csv {
             path: "/a".to_owned(),
             bytes: 1,
             fingerprint: String::new(),
             replay: None,
+            mapping: None,
         };
         let check = |kind: SourceKind, paused: bool, done: u64, expected: SourceState| {
             let source = Source { kind, shards: 2, created_at: Timestamp::EPOCH, paused };
@@ -193,8 +199,12 @@ mod tests {
             lanes.push((Lane { source: name.parse().unwrap(), shard }, Arc::new(progress)));
         }
         snapshot.lanes.extend(lanes);
-        let kind =
-            SourceKind::Declared { path: "/a".to_owned(), speed_milli: Some(2500), looped: true };
+        let kind = SourceKind::Declared {
+            path: "/a".to_owned(),
+            speed_milli: Some(2500),
+            looped: true,
+            mapping: None,
+        };
         let source = Source { kind, shards: 0, created_at: Timestamp::EPOCH, paused: false };
         let of = SourceResource::of(&"a".parse().unwrap(), &source, &snapshot);
         assert_eq!((of.samples, of.rows_rejected, of.bytes_read), (200, 3, 10));

@@ -284,7 +284,7 @@ impl From<SourceError> for ApiError {
 }
 
 /// The source as it was written, once the view has that, too, with who reads it.
-async fn written_source(app: &App, id: &SourceId, written: &Written) -> SourceResource {
+pub(super) async fn written_source(app: &App, id: &SourceId, written: &Written) -> SourceResource {
     let now = seen(app, written).await;
     let nothing = || Arc::new(Snapshot::empty(written.revision));
     let source = SourceResource::of(id, &written.source, &now.unwrap_or_else(nothing));

@@ -82,6 +82,8 @@ pub struct AppParts {
     pub graphql: bool,
     /// Live streams, bounded.
     pub streams: Arc<Streams>,
+    /// Where files that are sent come to lie.
+    pub uploads: rest::Uploads,
     /// Cancelled when the process drains.
     pub stop: CancellationToken,
 }

@@ -30,6 +30,7 @@ use super::{
     App, BODY_BYTES_MAX,
     problem::{ApiError, PROBLEM_CONTENT_TYPE},
 };
+use crate::rest::{UPLOAD_PATH, UPLOAD_SECONDS_MAX};
 
 /// The revision an answer is of.
 pub const REVISION: HeaderName = HeaderName::from_static("x-nexus-revision");
@@ -100,15 +101,16 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
     request.extensions_mut().insert(snapshot);
     // Whether the process lives must be told however busy it is.
     let turn = app.turns.try_acquire();
-    let mut response = if let Some(refused) = body_refused(&request) {
+    let (seconds_max, body_max) = bounds(&path);
+    let mut response = if let Some(refused) = body_refused(&request, body_max) {
         refused.into_response()
     } else if turn.is_err() && !ALWAYS_ANSWERED.contains(&path.as_str()) {
         let detail = "too many requests at once; try again";
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).into_response()
     } else {
-        let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
+        let limit = Duration::from_secs(seconds_max);
         let answered = tokio::time::timeout(limit, next.run(request)).await;
-        answered.unwrap_or_else(|_| too_slow())
+        answered.unwrap_or_else(|_| too_slow(seconds_max))
     };
     write_problem(&mut response, &path, &id);
     protect(&mut response);
@@ -131,8 +133,18 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
     response
 }
 
-fn too_slow() -> Response {
-    let detail = format!("not answered within {REQUEST_SECONDS_MAX} s; ask for less");
+/// How long a request may take, and how large its body may be.
+fn bounds(path: &str) -> (u64, u64) {
+    if path == UPLOAD_PATH {
+        // It bounds its body itself, and hears the sender out before it refuses.
+        (UPLOAD_SECONDS_MAX, u64::MAX)
+    } else {
+        (REQUEST_SECONDS_MAX, BODY_BYTES_MAX as u64)
+    }
+}
+
+fn too_slow(seconds_max: u64) -> Response {
+    let detail = format!("not answered within {seconds_max} s; ask for less");
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail).into_response()
 }
 
@@ -143,7 +155,7 @@ pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
 
 /// A body where none belongs, or one that says it is too large. One that does not say is cut
 /// off where it is read.
-fn body_refused(request: &Request) -> Option<ApiError> {
+fn body_refused(request: &Request, bytes_max: u64) -> Option<ApiError> {
     let headers = request.headers();
     let length = headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse().ok());
     let detail = match *request.method() {
@@ -153,8 +165,8 @@ fn body_refused(request: &Request) -> Option<ApiError> {
             (!none).then(|| "requests to this address must not have a body".to_owned())
         }
         _ => {
-            let too_large = length.is_some_and(|length| length > BODY_BYTES_MAX as u64);
-            too_large.then(|| format!("a body has at most {BODY_BYTES_MAX} bytes"))
+            let too_large = length.is_some_and(|length| length > bytes_max);
+            too_large.then(|| format!("a body has at most {bytes_max} bytes"))
         }
     };
     detail.map(|detail| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body", detail))

@@ -19,4 +19,5 @@ mod rows;
 mod selection;
 mod serve;
 mod sources;
+mod upload;
 mod websocket;

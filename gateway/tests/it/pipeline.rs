@@ -61,6 +61,7 @@ impl Pipeline {
             bytes: 1000,
             fingerprint: "f".to_owned(),
             replay: None,
+            mapping: None,
         };
         let value = to_json(&Source { kind, shards, created_at: now, paused: false });
         let mut entries = vec![(keyspace.key(&Key::Source(source.clone())), value)];

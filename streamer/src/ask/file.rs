@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use nexus_common::{
     keyspace::{
-        SourceKind,
+        Follow, Mapping, SourceKind,
         live::{Login, Nvml, Rules, SCRAPE_SHARDS, Scrape, Simulate, Target},
     },
     model::{ClusterId, HostName, SourceId, Timestamp},
@@ -17,7 +17,7 @@ use nexus_common::{
 };
 use serde::Deserialize;
 
-use crate::interval::parse_ms;
+use crate::{interval::parse_ms, mapping::parse_offset};
 
 /// Largest file, in bytes: thousands of sources. Bounds what a wrong path makes us read.
 const BYTES_MAX: u64 = 4 << 20;
@@ -46,6 +46,40 @@ struct Csv {
     speed: Option<f64>,
     #[serde(default, rename = "loop")]
     looped: bool,
+    #[serde(default)]
+    follow: bool,
+    mapping: Option<Mapped>,
+}
+
+/// Columns by their names in the header, and what holds for all rows.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mapped {
+    time: Option<String>,
+    #[serde(default)]
+    utc_offset: Offset,
+    host: Option<String>,
+    host_is: Option<String>,
+    gpu: Option<String>,
+    gpu_is: Option<String>,
+    metric: Option<String>,
+    value: Option<String>,
+    #[serde(default)]
+    metrics: BTreeMap<String, String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+/// How far east of UTC, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Offset(i32);
+
+impl TryFrom<String> for Offset {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        parse_offset(&text).map(Self)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -199,7 +233,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<(SourceId, Wanted)>> {
 fn wanted(entry: Entry) -> anyhow::Result<Wanted> {
     let scraped = entry.scrape.map(scrape).transpose()?;
     let local = entry.nvml.map(nvml);
-    let kinds = [entry.csv.map(csv), entry.simulate.map(simulate), scraped, local];
+    let kinds = [entry.csv.map(csv).transpose()?, entry.simulate.map(simulate), scraped, local];
     let mut kinds = kinds.into_iter().flatten();
     match (kinds.next(), kinds.next()) {
         (Some(kind), None) => Ok(Wanted::new(kind)?),
@@ -207,10 +241,26 @@ fn wanted(entry: Entry) -> anyhow::Result<Wanted> {
     }
 }
 
-fn csv(csv: Csv) -> SourceKind {
+fn mapping(mapped: Mapped) -> Mapping {
+    let Mapped { time, utc_offset, host, host_is, gpu, gpu_is, metric, value, metrics, labels } =
+        mapped;
+    let utc_offset_seconds = utc_offset.0;
+    Mapping { time, utc_offset_seconds, host, host_is, gpu, gpu_is, metric, value, metrics, labels }
+}
+
+fn csv(csv: Csv) -> anyhow::Result<SourceKind> {
+    let mapping = csv.mapping.map(mapping).map(Box::new);
+    if csv.follow {
+        if csv.speed.is_some() || csv.looped {
+            bail!(
+                "a csv with follow has no end to begin again at: it takes neither speed nor loop"
+            );
+        }
+        return Ok(SourceKind::Follow(Follow { path: csv.path, mapping }));
+    }
     // What is out of range stays so, and is told with the range.
     let speed_milli = csv.speed.map(|speed| (speed * 1000.0).round().max(0.0) as u64);
-    SourceKind::Declared { path: csv.path, speed_milli, looped: csv.looped }
+    Ok(SourceKind::Declared { path: csv.path, speed_milli, looped: csv.looped, mapping })
 }
 
 fn simulate(simulated: Simulated) -> SourceKind {
@@ -286,6 +336,13 @@ mod tests {
         check(&one("simulate: {hosts: 1, gpus: 1, interval: 1ms}"), &["not from 100 to 86400000"]);
         check(&one("csv: {path: a.csv}"), &["source a", "is not absolute"]);
         check(&one("csv: {path: /a, speed: -1}"), &["from 0.001 to 100000"]);
+        check(&one("csv: {path: /a, follow: true, loop: true}"), &["neither speed nor loop"]);
+        let mapped = |mapping: &str| one(&format!("csv: {{path: /a, mapping: {mapping}}}"));
+        check(&mapped("{utc_offset: CET}"), &["is not like +02:00"]);
+        check(&mapped("{when: x}"), &["when", "time"]);
+        check(&mapped("{host: a, host_is: b}"), &["both host and host_is"]);
+        check(&mapped("{metric: a}"), &["metric and value go together"]);
+        check(&mapped("{metrics: {a: 1b}}"), &["metrics"]);
         check(&one("nvml: {interval: 1s}"), &["line 3", "host"]);
         check(&one("nvml: {host: a/b}"), &["line 3", "[A-Za-z0-9._:-]"]);
         check(&one("nvml: {host: a, interval: 1ms}"), &["not from 100 to 86400000"]);
@@ -307,6 +364,11 @@ sources:
     simulate: {hosts: 16, gpus: 8, interval: 500ms, seed: 7, cluster: c}
   - name: export
     csv: {path: /data/a.csv, speed: 2.5, loop: true}
+  - name: log
+    csv:
+      path: /data/log.csv
+      follow: true
+      mapping: {time: When, utc_offset: \"-05:30\", host_is: pc, metrics: {\"Load [%]\": load}}
   - name: gpus
     nvml: {host: dgx-001}
 ";
@@ -324,10 +386,21 @@ sources:
             path: "/data/a.csv".to_owned(),
             speed_milli: Some(2500),
             looped: true,
+            mapping: None,
         };
+        let log = SourceKind::Follow(Follow {
+            path: "/data/log.csv".to_owned(),
+            mapping: Some(Box::new(Mapping {
+                time: Some("When".to_owned()),
+                utc_offset_seconds: -19_800,
+                host_is: Some("pc".to_owned()),
+                metrics: [("Load [%]".to_owned(), "load".to_owned())].into(),
+                ..Mapping::default()
+            })),
+        });
         let host = "dgx-001".parse().unwrap();
         let gpus = SourceKind::Nvml(Nvml { cluster: None, host, interval_ms: 1000 });
-        let expected = [("lab", simulated), ("export", export), ("gpus", gpus)];
+        let expected = [("lab", simulated), ("export", export), ("log", log), ("gpus", gpus)];
         let expected = expected.map(|(n, kind)| (n.parse().unwrap(), Wanted::new(kind).unwrap()));
         assert_eq!(sources, expected);
     }

@@ -8,20 +8,21 @@ use std::{
     sync::Arc,
 };
 
-use csv::ByteRecord;
-use nexus_common::model::{IdError, SourceId, Timestamp};
+use nexus_common::{
+    keyspace::Mapping,
+    model::{IdError, SourceId, Timestamp},
+    sources::{
+        header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
+        input::{Input, Packing, packing, tail},
+    },
+};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{
-    csv::{HeaderError, Layout, parse_timestamp},
-    shards,
-};
+use super::{csv::parse_local, sessions, shards};
 
 /// Bytes of either end of a file that identify it: enough to hold timestamps and values.
 const EDGE_BYTES: u64 = 64 * 1024;
-/// Longest header, in bytes: bounds what is read of a file that is no CSV.
-const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// Longest part of a source id that comes from the file's name, in bytes.
 const STEM_BYTES_MAX: usize = 64;
 
@@ -71,7 +72,7 @@ pub enum FileError {
 }
 
 impl FileError {
-    fn io(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::NotFound => Self::Missing(path.to_owned()),
             io::ErrorKind::PermissionDenied => Self::Denied(path.to_owned()),
@@ -126,6 +127,25 @@ pub fn identity(file: &mut File) -> io::Result<FileIdentity> {
 /// # Errors
 /// None in practice: the text is made of allowed characters and at most 73 bytes long.
 pub fn source_id(path: &Path, identity: &FileIdentity) -> Result<SourceId, IdError> {
+    let mut hash = Xxh3::new();
+    for part in [identity.bytes, identity.head_hash, identity.tail_hash] {
+        hash.update(&part.to_le_bytes());
+    }
+    let digits = hash.digest() >> 32;
+    SourceId::new(&format!("{}-{digits:08x}", stem(path)))
+}
+
+/// The source id of a file that is followed: its content is no name, so its path is.
+///
+/// # Errors
+/// None in practice, as for [`source_id`].
+pub(crate) fn id_of_path(path: &Path) -> Result<SourceId, IdError> {
+    let digits = xxh3_64(path.as_os_str().as_encoded_bytes()) >> 32;
+    SourceId::new(&format!("{}-{digits:08x}.follow", stem(path)))
+}
+
+/// The stem of a file's name, in characters that an id may have.
+fn stem(path: &Path) -> String {
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let mut stem: String =
@@ -133,12 +153,7 @@ pub fn source_id(path: &Path, identity: &FileIdentity) -> Result<SourceId, IdErr
     if stem.is_empty() {
         stem.push_str("file");
     }
-    let mut hash = Xxh3::new();
-    for part in [identity.bytes, identity.head_hash, identity.tail_hash] {
-        hash.update(&part.to_le_bytes());
-    }
-    let digits = hash.digest() >> 32;
-    SourceId::new(&format!("{stem}-{digits:08x}"))
+    stem
 }
 
 fn read_at(file: &mut File, from: u64, most: u64) -> io::Result<Vec<u8>> {
@@ -155,8 +170,12 @@ pub struct CsvFile {
     pub path: PathBuf,
     /// What its columns mean.
     pub layout: Arc<Layout>,
-    /// Byte at which the first row begins.
+    /// Byte at which the first row begins; of what is in it, where it is packed.
     pub header_end: u64,
+    /// How it is packed.
+    pub packing: Packing,
+    /// What its columns mean, where its header does not say it.
+    pub mapping: Option<Box<Mapping>>,
     /// What it is.
     pub identity: FileIdentity,
 }
@@ -167,15 +186,32 @@ impl CsvFile {
     /// # Errors
     /// When it cannot be read or its first line is not a header.
     pub fn open(path: &Path) -> Result<Self, FileError> {
+        Self::open_as(path, None)
+    }
+
+    /// Likewise, with a mapping for what the header does not say.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_as(path: &Path, mapping: Option<Box<Mapping>>) -> Result<Self, FileError> {
         let fail = |source| FileError::io(path, source);
         let mut file = open(path)?;
         let identity = identity(&mut file).map_err(fail)?;
-        let bytes = HEADER_BYTES_MAX.min(identity.bytes);
-        let head = read_at(&mut file, 0, bytes).map_err(fail)?;
+        let packing = packing(&mut file).map_err(fail)?;
+        let mut head = Vec::new();
+        let input = Input::open(path, 0).map_err(fail)?;
+        input.take(HEADER_BYTES_MAX).read_to_end(&mut head).map_err(fail)?;
         let (header, header_end) = read_header(&head).map_err(fail)?;
-        let layout = Layout::parse(&header)
+        let layout = Layout::parse_as(&header, mapping.as_deref())
             .map_err(|source| FileError::Header { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), layout: Arc::new(layout), header_end, identity })
+        Ok(Self {
+            path: path.to_owned(),
+            layout: Arc::new(layout),
+            header_end,
+            packing,
+            mapping,
+            identity,
+        })
     }
 
     /// Like [`CsvFile::open`], for a file that was registered before.
@@ -200,12 +236,56 @@ impl CsvFile {
         source_id(&self.path, &self.identity)
     }
 
+    /// The file as a shard that begins at `start` is to be read: where sessions have headers of
+    /// their own, that of its session counts. Reads all before it, then.
+    ///
+    /// # Errors
+    /// When it cannot be read, or that header not be understood.
+    pub fn at_shard(mut self, start: u64) -> Result<Self, FileError> {
+        if self.layout.gpu_z && start > self.header_end {
+            let fail = |source| FileError::io(&self.path, source);
+            let before = Input::open(&self.path, 0).map_err(fail)?.take(start);
+            let header = sessions::headers(before).map_err(fail)?.last;
+            let (header, _) = read_header(&header).map_err(fail)?;
+            let layout = Layout::parse_as(&header, self.mapping.as_deref())
+                .map_err(|source| FileError::Header { path: self.path.clone(), source })?;
+            self.layout = Arc::new(layout);
+        }
+        Ok(self)
+    }
+
+    /// How many bytes there are in it. Reads all of a packed file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or not be unpacked.
+    pub fn length(&self) -> Result<u64, FileError> {
+        if self.packing == Packing::Plain {
+            return Ok(self.identity.bytes);
+        }
+        self.packed_tail().map(|(_, bytes)| bytes)
+    }
+
+    fn packed_tail(&self) -> Result<(Vec<u8>, u64), FileError> {
+        let read = Input::open(&self.path, 0).and_then(|mut i| tail(&mut i, EDGE_BYTES as usize));
+        read.map_err(|source| FileError::io(&self.path, source))
+    }
+
     /// Its shards, of `shard_bytes` or of the size [`shards::shard_bytes`] plans. Reads the whole
-    /// file once.
+    /// file once. A packed file is one shard: it cannot be entered in the middle. A log of GPU-Z has
+    /// one a session.
     ///
     /// # Errors
     /// When it cannot be read or became shorter.
     pub fn shards(&self, shard_bytes: Option<u64>) -> Result<Vec<Range<u64>>, FileError> {
+        if self.layout.gpu_z {
+            let fail = |source| FileError::io(&self.path, source);
+            let found = sessions::headers(Input::open(&self.path, 0).map_err(fail)?);
+            return Ok(sessions::rows(&found.map_err(fail)?.at, self.length()?));
+        }
+        if self.packing != Packing::Plain {
+            let whole = self.header_end..self.length()?;
+            return Ok(if whole.is_empty() { Vec::new() } else { vec![whole] });
+        }
         let file = open(&self.path)?;
         let size = self.identity.bytes;
         let planned = || shards::shard_bytes(size.saturating_sub(self.header_end));
@@ -220,10 +300,15 @@ impl CsvFile {
     /// When it cannot be read.
     pub fn span(&self) -> Result<Option<(Timestamp, Timestamp)>, FileError> {
         let fail = |source| FileError::io(&self.path, source);
-        let mut file = open(&self.path)?;
-        let head = read_at(&mut file, self.header_end, EDGE_BYTES).map_err(fail)?;
-        let tail_start = self.identity.bytes.saturating_sub(EDGE_BYTES).max(self.header_end);
-        let tail = read_at(&mut file, tail_start, EDGE_BYTES).map_err(fail)?;
+        let mut head = Vec::new();
+        let input = Input::open(&self.path, self.header_end).map_err(fail)?;
+        input.take(EDGE_BYTES).read_to_end(&mut head).map_err(fail)?;
+        let tail = if self.packing == Packing::Plain {
+            let tail_start = self.identity.bytes.saturating_sub(EDGE_BYTES).max(self.header_end);
+            read_at(&mut open(&self.path)?, tail_start, EDGE_BYTES).map_err(fail)?
+        } else {
+            self.packed_tail()?.0
+        };
         let mut times = self.timestamps(&head);
         times.extend(self.timestamps(&tail));
         Ok(times.iter().min().copied().zip(times.iter().max().copied()))
@@ -233,30 +318,19 @@ impl CsvFile {
         let mut reader =
             csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
         let records = reader.byte_records().map_while(Result::ok);
-        records.filter_map(|r| parse_timestamp(self.layout.timestamp_of(&r)?)).collect()
+        records
+            .filter_map(|r| parse_local(self.layout.timestamp_of(&r)?, self.layout.east_ms))
+            .collect()
     }
 }
 
-fn open(path: &Path) -> Result<File, FileError> {
+pub(crate) fn open(path: &Path) -> Result<File, FileError> {
     let fail = |source| FileError::io(path, source);
     // Asked before opening: opening a pipe would wait for its writer.
     if !std::fs::metadata(path).map_err(fail)?.is_file() {
         return Err(FileError::NotAFile(path.to_owned()));
     }
     File::open(path).map_err(fail)
-}
-
-/// The first record, and where the next begins. Skips a byte order mark.
-fn read_header(head: &[u8]) -> io::Result<(ByteRecord, u64)> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(head);
-    let mut header = ByteRecord::new();
-    reader.read_byte_record(&mut header)?;
-    let mut end = reader.position().byte();
-    let at = usize::try_from(end).unwrap_or(usize::MAX);
-    if head.get(at) == Some(&b'\n') && head.get(at.wrapping_sub(1)) == Some(&b'\r') {
-        end += 1; // the reader stops between the two
-    }
-    Ok((header, end))
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@
 
 pub mod csv;
 pub mod file;
+pub(crate) mod follow;
+pub(crate) mod named;
 pub(crate) mod nvml;
 pub mod scrape;
+pub(crate) mod sessions;
 pub mod shards;
 pub(crate) mod simulate;
 

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used)] // tests may
 
 mod exporter;
+mod follow;
 mod fuzz;
+mod gpu_z;
 mod input;
 mod live;
+mod named;
 mod nvml;
 mod process;
 mod refusal;

@@ -75,13 +75,18 @@ impl Case {
 
     /// Starts a streamer; its log goes on where an earlier one's ended.
     pub(crate) fn start(&self, flags: &[&str]) -> Streamer {
+        self.start_with(flags, Stdio::null())
+    }
+
+    /// Likewise, with something at its standard input.
+    pub(crate) fn start_with(&self, flags: &[&str], input: Stdio) -> Streamer {
         let log = self.path("streamer.log");
         let out = File::options().create(true).append(true).open(&log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_nexus-streamer"))
             .env_clear()
             .envs(self.env())
             .args(flags)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(out.try_clone().unwrap())
             .stderr(out)
             .spawn()

@@ -10,13 +10,19 @@ const TEXT_MAX: usize = 64;
 /// Reads RFC 3339, or `YYYY-MM-DD HH:MM:SS[.fff]` as UTC (how DCGM tools print it), from 1970
 /// to 2200.
 pub fn parse_timestamp(text: &[u8]) -> Option<Timestamp> {
+    parse_local(text, 0)
+}
+
+/// Likewise, where a time that does not say its zone is so many milliseconds east of UTC.
+pub(crate) fn parse_local(text: &[u8], east_ms: i64) -> Option<Timestamp> {
     let text = std::str::from_utf8(text).ok()?.trim();
     if text.len() > TEXT_MAX {
         return None;
     }
     let parsed = text.parse::<Timestamp>().ok().or_else(|| {
         let plain = text.as_bytes().get(10) == Some(&b' ') && text.len() >= 19;
-        plain.then(|| format!("{text}Z").parse().ok()).flatten()
+        let at: Timestamp = plain.then(|| format!("{text}Z").parse().ok()).flatten()?;
+        Timestamp::from_millis(at.as_millis().checked_sub(east_ms)?).ok()
     })?;
     (0..=LATEST).contains(&parsed.as_millis()).then_some(parsed)
 }
@@ -48,6 +54,7 @@ impl Restamp {
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     restamp: Option<Restamp>,
+    east_ms: i64,
     text: Vec<u8>,
     last: Option<Stamped>,
 }
@@ -60,6 +67,11 @@ pub(super) struct Stamped {
 }
 
 impl Clock {
+    /// For times that are so many milliseconds east of UTC where they do not say it.
+    pub(super) fn east(east_ms: i64) -> Self {
+        Self { east_ms, ..Self::default() }
+    }
+
     pub(super) fn restamp(&mut self, restamp: Restamp) {
         self.restamp = Some(restamp);
         self.last = None;
@@ -69,7 +81,7 @@ impl Clock {
         if self.last.is_some() && self.text == text {
             return self.last;
         }
-        let source = parse_timestamp(text)?.as_millis();
+        let source = parse_local(text, self.east_ms)?.as_millis();
         let stored = self.restamp.map_or(source, |r| r.apply(source));
         self.text.clear();
         self.text.extend_from_slice(text);

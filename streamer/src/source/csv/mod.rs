@@ -5,7 +5,6 @@
 
 mod batch;
 mod clock;
-mod header;
 mod label_text;
 mod reader;
 mod records;
@@ -14,9 +13,10 @@ mod template;
 mod value;
 
 pub use batch::{Batch, BatchLimits, Reject, RejectReason};
+pub(crate) use clock::parse_local;
 pub use clock::{Restamp, parse_timestamp};
-pub use header::{HeaderError, Kind, Layout};
 pub use label_text::{LabelTextError, parse_labels};
+pub use nexus_common::sources::header::{HeaderError, Kind, Layout};
 pub use reader::{Next, ReadError, ShardReader};
 pub use series::SeriesCache;
 pub(crate) use series::{DROPPED, MIG_INSTANCE, MIG_PROFILE};

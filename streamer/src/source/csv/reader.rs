@@ -1,17 +1,17 @@
 //! Reads one byte range of a file, batch by batch.
 
 use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use nexus_common::sources::{header::Layout, input::Input};
+
 use super::{
     batch::{Batch, BatchLimits, Fill, Reject, RejectReason},
     clock::{Clock, Restamp, Stamped},
-    header::Layout,
     records::{Record, Records},
     series::{Known, Refusal, SeriesCache},
     template::Template,
@@ -62,7 +62,7 @@ pub enum ReadError {
 /// like one that has come by (a byte order mark is only skipped at the very start of input).
 #[derive(Debug)]
 struct Window {
-    file: File,
+    input: Input,
     started: bool,
     left: u64,
     truncated: bool,
@@ -79,7 +79,7 @@ impl Read for Window {
         if most == 0 {
             return Ok(0);
         }
-        let got = self.file.read(&mut buffer[..most])?; // `most` is at most its length
+        let got = self.input.read(&mut buffer[..most])?; // `most` is at most its length
         self.left -= got as u64;
         self.truncated |= got == 0;
         Ok(got)
@@ -148,18 +148,23 @@ impl ShardReader {
         if from < range.start || from > range.end {
             return Err(ReadError::Offset { path, range, from });
         }
-        let open = || {
-            let mut file = File::open(&path)?;
-            file.seek(SeekFrom::Start(from))?;
-            Ok(file)
-        };
-        let file =
-            open().map_err(|source| ReadError::Io { path: path.clone(), offset: from, source })?;
+        let input = Input::open(&path, from).map_err(|source| ReadError::Io {
+            path: path.clone(),
+            offset: from,
+            source,
+        })?;
+        Ok(Self::over(input, &path, layout, from..range.end))
+    }
+
+    /// Reads a range of what `input`, which stands at its beginning, has to give.
+    pub(crate) fn over(input: Input, path: &Path, layout: Arc<Layout>, range: Range<u64>) -> Self {
+        let (path, from) = (path.to_owned(), range.start);
         let left = range.end - from;
-        let records = Records::new(Window { file, started: false, left, truncated: false });
+        let records = Records::new(Window { input, started: false, left, truncated: false });
         let mut cache = SeriesCache::default();
         cache.attach(&layout);
-        Ok(Self {
+        let clock = Clock::east(layout.east_ms);
+        Self {
             path,
             values: Vec::with_capacity(layout.values.len()),
             layout,
@@ -174,9 +179,9 @@ impl ShardReader {
             before: None,
             #[cfg(test)]
             recognised: 0,
-            clock: Clock::default(),
+            clock,
             cache,
-        })
+        }
     }
 
     /// Goes on with the series another reader has met.
@@ -282,7 +287,7 @@ impl ShardReader {
         if self.held {
             return Ok(true);
         }
-        if self.record.as_slice().len() > RECORD_BYTES_MAX {
+        if self.record.size() > RECORD_BYTES_MAX {
             self.record = Record::default(); // do not keep a giant's memory
         }
         self.begun = (self.records.position(), self.records.last());
@@ -322,7 +327,7 @@ impl ShardReader {
                 timestamp = Some(text);
             } else if columns.next_if(|value| value.column == column).is_some()
                 && let Some(measured) = series.measured.get(values.len())
-                && let Ok(value) = parse_value(text)
+                && let Ok(value) = measured_value(layout, text)
             {
                 let value = value.filter(|v| !measured.is_absent(*v));
                 samples += u64::from(value.is_some());
@@ -364,19 +369,19 @@ impl ShardReader {
     }
 
     fn stamp(&mut self) -> Option<Stamped> {
-        let whole = self.record.len() == self.layout.columns;
+        let whole = self.layout.fits(self.record.len());
         let text = if whole { self.record.get(self.layout.timestamp) } else { None };
         self.clock.read(text?)
     }
 
     /// Takes the record at hand; false if it does not belong to this batch.
     fn take(&mut self, fill: &mut Fill, limits: &BatchLimits) -> Result<bool, Refusal> {
-        let size = self.record.as_slice().len();
+        let size = self.record.size();
         if size > RECORD_BYTES_MAX {
             let detail = format!("a record of {size} bytes, at most {RECORD_BYTES_MAX} are read");
             return Err((RejectReason::TooLong, detail));
         }
-        if self.record.len() != self.layout.columns {
+        if !self.layout.fits(self.record.len()) {
             let (got, wanted) = (self.record.len(), self.layout.columns);
             let detail = format!("{got} columns where the header has {wanted}");
             return Err((RejectReason::Columns, detail));
@@ -391,7 +396,7 @@ impl ShardReader {
         let mut samples = 0;
         for (value, measured) in self.layout.values.iter().zip(&series.measured) {
             let text = self.record.get(value.column).unwrap_or_default();
-            let value = parse_value(text).map_err(|e| refuse_value(e, text))?;
+            let value = measured_value(&self.layout, text).map_err(|e| refuse_value(e, text))?;
             let value = value.filter(|v| !measured.is_absent(*v));
             samples += u64::from(value.is_some());
             self.values.push(value);
@@ -421,6 +426,11 @@ impl ShardReader {
         let offset = self.from + self.begun.0.saturating_sub(1);
         batch.reject(|| Reject { offset, row: self.row + 1, reason, detail }, reason);
     }
+}
+
+/// A measurement, or none where the layout's way to say so stands there.
+fn measured_value(layout: &Layout, text: &[u8]) -> Result<Option<f64>, ValueError> {
+    if layout.is_absent(text) { Ok(None) } else { parse_value(text) }
 }
 
 /// The beginning of a field, fit for a log line.

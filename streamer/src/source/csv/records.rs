@@ -13,6 +13,10 @@ const BUFFER_BYTES: usize = 256 * 1024;
 /// Room for fields and for their ends to begin with; both grow twofold as a record needs.
 const FIELDS_BYTES: usize = 1024;
 const ENDS: usize = 32;
+/// Most room for either: what is longer is no row, and is passed over without being held. A
+/// packed file of a few MiB may hold a record of many GiB.
+const FIELDS_BYTES_MAX: usize = 4 << 20;
+const ENDS_MAX: usize = 1 << 18;
 
 /// One record's fields without their quotes, one behind the other.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ pub(super) struct Record {
     ends: Vec<usize>,
     /// How many of `ends` and, by the last of them, of `fields` are the record's.
     len: usize,
+    /// Bytes of a record that was too long to be held, and has no fields.
+    passed_over: usize,
 }
 
 impl Record {
@@ -33,6 +39,11 @@ impl Record {
     pub(super) fn as_slice(&self) -> &[u8] {
         let end = self.ends[..self.len].last().copied().unwrap_or(0); // `len` is at most theirs
         &self.fields[..end] // ends lie in the fields
+    }
+
+    /// Bytes of its fields, held or passed over.
+    pub(super) fn size(&self) -> usize {
+        self.as_slice().len() + self.passed_over
     }
 
     /// Where the `nth` field lies in [`Record::as_slice`].
@@ -107,7 +118,7 @@ impl<R: Read> Records<R> {
     /// # Errors
     /// When `input` cannot be read.
     pub(super) fn read(&mut self, record: &mut Record) -> io::Result<bool> {
-        record.len = 0;
+        (record.len, record.passed_over) = (0, 0);
         if self.ended {
             return Ok(false);
         }
@@ -115,7 +126,7 @@ impl<R: Read> Records<R> {
             record.fields.resize(FIELDS_BYTES, 0);
             record.ends.resize(ENDS, 0);
         }
-        let (mut bytes, mut ends) = (0, 0);
+        let (mut bytes, mut ends, mut passed_over, mut too_long) = (0, 0, 0, false);
         loop {
             if self.at == self.end {
                 (self.at, self.end) = (0, self.input.read(&mut self.buffer)?);
@@ -130,8 +141,20 @@ impl<R: Read> Records<R> {
             ends += ended;
             match result {
                 ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::OutputFull if bytes >= FIELDS_BYTES_MAX => {
+                    passed_over += bytes;
+                    (bytes, too_long) = (0, true);
+                }
                 ReadRecordResult::OutputFull => record.fields.resize(bytes * 2, 0),
+                ReadRecordResult::OutputEndsFull if ends >= ENDS_MAX => {
+                    (ends, too_long) = (0, true);
+                }
                 ReadRecordResult::OutputEndsFull => record.ends.resize(ends * 2, 0),
+                ReadRecordResult::Record if too_long => {
+                    // Never less than what was not held.
+                    record.passed_over = (passed_over + bytes).max(FIELDS_BYTES_MAX);
+                    return Ok(true);
+                }
                 ReadRecordResult::Record => {
                     record.len = ends;
                     return Ok(true);

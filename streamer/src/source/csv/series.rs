@@ -8,16 +8,11 @@ use nexus_common::{
     model::{
         Blank, Gpu, GpuId, HostName, Labels, Metric, MetricName, metric_by_dcgm, metric_by_name,
     },
+    sources::header::{Kind, Layout, ValueColumn},
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{
-    batch::RejectReason,
-    header::{Kind, Layout, ValueColumn},
-    label_text::parse_labels,
-    records::Record,
-    template::Template,
-};
+use super::{batch::RejectReason, label_text::parse_labels, records::Record, template::Template};
 
 /// Most series remembered: 20,000 GPUs with ten metrics each. Beyond, parsing again is cheaper
 /// than the memory.
@@ -119,7 +114,10 @@ fn text_or<'a>(
 pub(super) fn read_series(record: &Record, layout: &Layout) -> Result<Series, Refusal> {
     let raw = parse_labels(text(record, layout.labels_raw)?)
         .map_err(|e| (RejectReason::BadLabels, e.to_string()))?;
-    let host = text_or(record, layout.host, &raw, &["Hostname", "hostname"])?;
+    let host = match &layout.host_is {
+        Some(host) => host,
+        None => text_or(record, layout.host, &raw, &["Hostname", "hostname"])?,
+    };
     let host = HostName::new(host).map_err(|e| (RejectReason::BadHost, e.to_string()))?;
     let gpu = read_gpu(record, layout, &raw, &host)?;
     let labels = read_labels(record, layout, &raw)?;
@@ -134,8 +132,11 @@ fn read_metric(kind: Kind, value: &ValueColumn, name: &str) -> Result<Measured, 
         Kind::Wide => value.metric,
         Kind::Long => metric_by_dcgm(name).or_else(|| metric_by_name(name)),
     };
-    let metric = MetricName::new(known.map_or(name, |m| m.name))
-        .map_err(|e| (RejectReason::BadMetric, e.to_string()))?;
+    let metric = match &value.name {
+        Some(name) => name.clone(),
+        None => MetricName::new(known.map_or(name, |m| m.name))
+            .map_err(|e| (RejectReason::BadMetric, e.to_string()))?,
+    };
     Ok(Measured::new(metric, known))
 }
 
@@ -146,8 +147,17 @@ fn read_gpu(
     host: &HostName,
 ) -> Result<Gpu, Refusal> {
     let get = |column, labels: &[&str]| text_or(record, column, raw, labels);
-    let uuid = get(layout.uuid, &["UUID", "uuid", "gpu_uuid"])?;
-    let index = get(layout.index, &["gpu", "gpu_id"])?;
+    let named = match &layout.gpu_is {
+        Some(gpu) => gpu,
+        None => text(record, layout.gpu)?,
+    };
+    let (uuid, index) = if named.starts_with("GPU-") || named.starts_with("MIG-") {
+        (named, "")
+    } else if !named.is_empty() {
+        ("", named)
+    } else {
+        (get(layout.uuid, &["UUID", "uuid", "gpu_uuid"])?, get(layout.index, &["gpu", "gpu_id"])?)
+    };
     let bad = |detail: String| (RejectReason::BadGpu, detail);
     let mut id = match (uuid, index) {
         ("", "") => return Err(bad("neither uuid nor gpu_id".to_owned())),
@@ -158,8 +168,7 @@ fn read_gpu(
     if !instance.is_empty() {
         id = format!("{id}:{instance}");
     }
-    let described = |column, labels: &[&str]| {
-        let text = get(column, labels)?;
+    let checked = |text: &str| {
         if text.len() > LABEL_VALUE_BYTES_MAX || text.chars().any(char::is_control) {
             let limit = LABEL_VALUE_BYTES_MAX;
             return Err(bad(format!(
@@ -168,10 +177,14 @@ fn read_gpu(
         }
         Ok(text.to_owned())
     };
+    let described = |column, labels: &[&str]| checked(get(column, labels)?);
     Ok(Gpu {
         id: GpuId::new(&id).map_err(|e| bad(e.to_string()))?,
         uuid: uuid.to_owned(),
-        index: described(layout.index, &["gpu", "gpu_id"])?,
+        index: match index {
+            "" => described(layout.index, &["gpu", "gpu_id"])?,
+            index => checked(index)?,
+        },
         device: described(layout.device, &["device"])?,
         model: described(layout.model, &["modelName", "model_name"])?,
         driver: described(layout.driver, &["DCGM_FI_DRIVER_VERSION", "driver_version"])?,

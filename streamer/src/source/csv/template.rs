@@ -1,6 +1,8 @@
 //! A line that was read, as a pattern for those that say the same of another time and value.
 
-use super::{header::Layout, records::Record};
+use nexus_common::sources::header::Layout;
+
+use super::records::Record;
 
 /// The bytes of one line between the fields that change. Whoever starts where the line started
 /// (in the same state of the CSV grammar) and has the same bytes there, has the same fields: what

@@ -1,5 +1,6 @@
 //! The reader over real files: every trap of real input, and going on from any offset.
 
+mod mapped;
 mod properties;
 
 use std::{fs::OpenOptions, path::PathBuf};

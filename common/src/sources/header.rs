@@ -1,10 +1,18 @@
-//! What the columns of a file mean.
+//! What the columns of a CSV file mean. Whoever takes a file in and whoever reads it must agree on
+//! that.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use csv::ByteRecord;
-use nexus_common::model::{METRICS, Metric};
 
+use super::gpu_z;
+use crate::{
+    keyspace::Mapping,
+    model::{METRICS, Metric, MetricName, metric_by_name},
+};
+
+/// Longest header, in bytes: bounds what is read of a file that is no CSV.
+pub const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// Most column names an error repeats: a header of a wrong file may be megabytes of text.
 const NAMED_MAX: usize = 32;
 /// Longest column name an error repeats, in characters.
@@ -32,6 +40,23 @@ pub enum HeaderError {
         /// The columns that were seen.
         columns: String,
     },
+    /// A column that the mapping names is not there.
+    #[error("the mapping names the column {column:?}, which is not there: saw [{columns}]")]
+    Unmapped {
+        /// The column.
+        column: String,
+        /// The columns that were seen.
+        columns: String,
+    },
+    /// Something of the mapping cannot be used.
+    #[error("the mapping: {0}")]
+    Mapping(String),
+    /// GPU-Z's log does not say whose it is.
+    #[error(
+        "a GPU-Z log names neither host nor GPU: say them (--csv-host and --csv-gpu, or a mapping \
+         with host_is and gpu_is)"
+    )]
+    Unsaid,
 }
 
 /// Which of the two layouts a file has.
@@ -44,36 +69,63 @@ pub enum Kind {
 }
 
 /// A column that holds values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ValueColumn {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueColumn {
     /// Which column.
-    pub(super) column: usize,
+    pub column: usize,
     /// What it measures; none in the long layout, where the row says it.
-    pub(super) metric: Option<&'static Metric>,
+    pub metric: Option<&'static Metric>,
+    /// What it is called, where that is not the metric's own name.
+    pub name: Option<MetricName>,
 }
 
 /// Where everything stands in a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    pub(super) kind: Kind,
-    pub(super) columns: usize,
-    pub(super) timestamp: usize,
-    pub(super) metric: Option<usize>,
-    pub(super) host: Option<usize>,
-    pub(super) uuid: Option<usize>,
-    pub(super) index: Option<usize>,
-    pub(super) device: Option<usize>,
-    pub(super) model: Option<usize>,
-    pub(super) driver: Option<usize>,
-    pub(super) mig_instance: Option<usize>,
-    pub(super) mig_profile: Option<usize>,
-    pub(super) labels_raw: Option<usize>,
+    /// Which of the layouts it is.
+    pub kind: Kind,
+    /// How many columns a row has.
+    pub columns: usize,
+    /// When it was measured.
+    pub timestamp: usize,
+    /// What was measured; none in the wide layout.
+    pub metric: Option<usize>,
+    /// The host.
+    pub host: Option<usize>,
+    /// The GPU's UUID.
+    pub uuid: Option<usize>,
+    /// The GPU's index on its host.
+    pub index: Option<usize>,
+    /// The device's name.
+    pub device: Option<usize>,
+    /// The GPU's model.
+    pub model: Option<usize>,
+    /// The version of the driver.
+    pub driver: Option<usize>,
+    /// The MIG instance.
+    pub mig_instance: Option<usize>,
+    /// Its profile.
+    pub mig_profile: Option<usize>,
+    /// The GPU, as an index or a UUID.
+    pub gpu: Option<usize>,
+    /// The host of all rows, whatever a column says.
+    pub host_is: Option<String>,
+    /// The GPU of all rows, an index or a UUID, whatever a column says.
+    pub gpu_is: Option<String>,
+    /// How far east of UTC times are that do not say it, in milliseconds.
+    pub east_ms: i64,
+    /// Whether it is a log of GPU-Z: sessions with a header each, a comma more or less at the end
+    /// of a line, `-` for what was not measured.
+    pub gpu_z: bool,
+    /// Labels in Prometheus' text.
+    pub labels_raw: Option<usize>,
     /// Columns that are labels of the series, by label name.
-    pub(super) labels: Vec<(&'static str, usize)>,
-    pub(super) values: Vec<ValueColumn>,
+    pub labels: Vec<(String, usize)>,
+    /// Columns that hold values.
+    pub values: Vec<ValueColumn>,
     /// Columns that tell series apart, in contiguous runs: a cached series is found by their
     /// bytes alone.
-    pub(super) identity: Vec<Range<usize>>,
+    pub identity: Vec<Range<usize>>,
     ignored: Vec<String>,
 }
 
@@ -96,10 +148,35 @@ fn metric_columns(names: &[String]) -> Vec<ValueColumn> {
         let Some(metric) = metric else { continue };
         // The first column of a name counts; a second one is listed as ignored.
         if values.iter().all(|v| v.metric != Some(metric)) {
-            values.push(ValueColumn { column, metric: Some(metric) });
+            values.push(ValueColumn { column, metric: Some(metric), name: None });
         }
     }
     values
+}
+
+/// A column as the header calls it, but for blanks around it.
+fn find_mapped(header: &ByteRecord, name: &str) -> Result<usize, HeaderError> {
+    let found = header.iter().position(|column| {
+        let column = String::from_utf8_lossy(column);
+        column.trim_start_matches('\u{feff}').trim() == name.trim()
+    });
+    found.ok_or_else(|| HeaderError::Unmapped { column: name.to_owned(), columns: listed(header) })
+}
+
+/// In the order of the columns.
+fn mapped_values(header: &ByteRecord, mapping: &Mapping) -> Result<Vec<ValueColumn>, HeaderError> {
+    let mut values = Vec::with_capacity(mapping.metrics.len());
+    for (column, name) in &mapping.metrics {
+        let column = find_mapped(header, column)?;
+        let metric = metric_by_name(name);
+        let name = MetricName::new(name).map_err(|e| HeaderError::Mapping(e.to_string()))?;
+        values.push(ValueColumn { column, metric, name: Some(name) });
+    }
+    values.sort_by_key(|value| value.column);
+    if values.windows(2).any(|two| matches!(two, [a, b] if a.column == b.column)) {
+        return Err(HeaderError::Mapping("two metrics are of one column".to_owned()));
+    }
+    Ok(values)
 }
 
 fn listed(record: &ByteRecord) -> String {
@@ -121,49 +198,82 @@ impl Layout {
     /// # Errors
     /// Names the columns seen, what is missing and both layouts that would do.
     pub fn parse(header: &ByteRecord) -> Result<Self, HeaderError> {
+        Self::parse_as(header, None)
+    }
+
+    /// Reads a header line, with a mapping for what it does not say.
+    ///
+    /// # Errors
+    /// As there, and where a column that the mapping names is not there.
+    pub fn parse_as(header: &ByteRecord, mapping: Option<&Mapping>) -> Result<Self, HeaderError> {
         if header.is_empty() {
             return Err(HeaderError::Empty);
         }
         let names: Vec<String> =
             header.iter().map(|name| normal(&String::from_utf8_lossy(name))).collect();
         let unknown = |missing| HeaderError::Unknown { missing, columns: listed(header) };
-        let timestamp = find(&names, &["timestamp", "time"]).ok_or_else(|| unknown("timestamp"))?;
-        let metric = find(&names, &["metricname", "metric"]);
+        let none = Mapping::default();
+        let mapped = mapping.unwrap_or(&none);
+        let column = |named: &Option<String>, aliases: &[&str]| match named {
+            Some(name) => find_mapped(header, name).map(Some),
+            None => Ok(find(&names, aliases)),
+        };
+        let gpu_z = gpu_z::is_one(header);
+        let times: &[&str] = if gpu_z { &["date"] } else { &["timestamp", "time"] };
+        let timestamp = column(&mapped.time, times)?.ok_or_else(|| unknown("timestamp"))?;
+        let metric = column(&mapped.metric, &["metricname", "metric"])?;
+        let metric = metric.filter(|_| mapped.metrics.is_empty());
         let (kind, values) = match metric {
             Some(_) => {
-                let column = find(&names, &["value"]).ok_or_else(|| unknown("value"))?;
-                (Kind::Long, vec![ValueColumn { column, metric: None }])
+                let column = column(&mapped.value, &["value"])?.ok_or_else(|| unknown("value"))?;
+                (Kind::Long, vec![ValueColumn { column, metric: None, name: None }])
             }
+            None if !mapped.metrics.is_empty() => (Kind::Wide, mapped_values(header, mapped)?),
+            None if gpu_z => (Kind::Wide, gpu_z::values(header)),
             None => (Kind::Wide, metric_columns(&names)),
         };
         if values.is_empty() {
             return Err(unknown("metric_name (long) or a metric column (wide)"));
         }
-        let labels = ["container", "pod", "namespace"];
+        let mut labels: Vec<(String, usize)> = ["container", "pod", "namespace"]
+            .iter()
+            .filter_map(|label| Some(((*label).to_owned(), find(&names, &[label])?)))
+            .collect();
+        for (name, label) in &mapped.labels {
+            labels.push((label.clone(), find_mapped(header, name)?));
+        }
         let mut layout = Self {
             kind,
             columns: names.len(),
             timestamp,
             metric,
-            host: find(&names, &["hostname", "host"]),
+            host: column(&mapped.host, &["hostname", "host"])?,
             uuid: find(&names, &["uuid", "gpuuuid"]),
             index: find(&names, &["gpuid", "gpu", "gpuindex"]),
+            gpu: column(&mapped.gpu, &[])?,
+            host_is: mapped.host_is.clone(),
+            gpu_is: mapped.gpu_is.clone(),
+            east_ms: i64::from(mapped.utc_offset_seconds) * 1000,
+            gpu_z,
             device: find(&names, &["device"]),
             model: find(&names, &["modelname", "model"]),
             driver: find(&names, &["driverversion", "driver", "dcgmfidriverversion"]),
             mig_instance: find(&names, &["gpuiid"]),
             mig_profile: find(&names, &["gpuiprofile"]),
             labels_raw: find(&names, &["labelsraw"]),
-            labels: labels.iter().filter_map(|l| Some((*l, find(&names, &[l])?))).collect(),
+            labels,
             values,
             identity: Vec::new(),
             ignored: Vec::new(),
         };
-        if layout.host.or(layout.labels_raw).is_none() {
-            return Err(unknown("hostname"));
-        }
-        if layout.uuid.or(layout.index).or(layout.labels_raw).is_none() {
-            return Err(unknown("uuid"));
+        let host = layout.host.or(layout.labels_raw).is_some() || layout.host_is.is_some();
+        let gpu = layout.uuid.or(layout.index).or(layout.gpu).or(layout.labels_raw).is_some()
+            || layout.gpu_is.is_some();
+        match (host, gpu) {
+            (true, true) => {}
+            _ if gpu_z => return Err(HeaderError::Unsaid),
+            (false, _) => return Err(unknown("hostname")),
+            (true, false) => return Err(unknown("uuid")),
         }
         layout.find_identity(header);
         Ok(layout)
@@ -171,11 +281,12 @@ impl Layout {
 
     fn find_identity(&mut self, header: &ByteRecord) {
         let single = [self.metric, self.host, self.uuid, self.index, self.device, self.model];
-        let rest = [self.driver, self.mig_instance, self.mig_profile, self.labels_raw];
+        let rest = [self.gpu, self.driver, self.mig_instance, self.mig_profile, self.labels_raw];
         let named = self.labels.iter().map(|(_, column)| *column);
         let mut columns: Vec<usize> =
             single.into_iter().chain(rest).flatten().chain(named).collect();
         columns.sort_unstable();
+        columns.dedup(); // one column may be both the GPU's and a label
         for &column in &columns {
             match self.identity.last_mut() {
                 Some(run) if run.end == column => run.end += 1,
@@ -194,24 +305,45 @@ impl Layout {
     }
 
     /// Whether rows of one series may differ in `column`: in when, how much, and what nobody reads.
-    pub(super) fn changes(&self, column: usize) -> bool {
+    pub fn changes(&self, column: usize) -> bool {
         !self.identity.iter().any(|run| run.contains(&column))
-    }
-
-    /// Which layout it is.
-    pub fn kind(&self) -> Kind {
-        self.kind
     }
 
     /// The timestamp of a record of this layout; none if it has another number of columns.
     pub fn timestamp_of<'a>(&self, record: &'a ByteRecord) -> Option<&'a [u8]> {
-        if record.len() == self.columns { record.get(self.timestamp) } else { None }
+        if self.fits(record.len()) { record.get(self.timestamp) } else { None }
+    }
+
+    /// Whether a row of so many columns is of this layout.
+    pub fn fits(&self, columns: usize) -> bool {
+        columns == self.columns || (self.gpu_z && columns.abs_diff(self.columns) == 1)
+    }
+
+    /// Whether a text says that nothing was measured.
+    pub fn is_absent(&self, text: &[u8]) -> bool {
+        self.gpu_z && text.trim_ascii() == b"-"
     }
 
     /// Columns that are skipped, as the header spells them: worth one line in the log.
     pub fn ignored(&self) -> &[String] {
         &self.ignored
     }
+}
+
+/// The first record of a file's head, and where the next begins. Skips a byte order mark.
+///
+/// # Errors
+/// None in practice: bytes in memory can be read.
+pub fn read_header(head: &[u8]) -> io::Result<(ByteRecord, u64)> {
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(head);
+    let mut header = ByteRecord::new();
+    reader.read_byte_record(&mut header)?;
+    let mut end = reader.position().byte();
+    let at = usize::try_from(end).unwrap_or(usize::MAX);
+    if head.get(at) == Some(&b'\n') && head.get(at.wrapping_sub(1)) == Some(&b'\r') {
+        end += 1; // the reader stops between the two
+    }
+    Ok((header, end))
 }
 
 #[cfg(test)]
@@ -226,7 +358,7 @@ mod tests {
     fn both_layouts_are_known_under_their_aliases() {
         let check = |header: &str, kind: Kind, values: usize, ignored: &[&str]| {
             let layout = layout(header).unwrap();
-            assert_eq!(layout.kind(), kind, "{header}");
+            assert_eq!(layout.kind, kind, "{header}");
             assert_eq!(layout.values.len(), values, "{header}");
             assert_eq!(layout.ignored(), ignored, "{header}");
         };

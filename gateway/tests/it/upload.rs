@@ -1,0 +1,191 @@
+//! Files that are sent: taken in, refused, sent again, broken off.
+
+use std::{path::Path, time::Duration};
+
+use nexus_common::{
+    keyspace::{FileRange, Key, Progress, to_json},
+    model::{Lane, Role, ShardId, Timestamp},
+    testing::{TestEtcd, eventually},
+};
+use nexus_gateway::auth::TokenHash;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::{
+    document::required_fields_are_there,
+    pipeline::Pipeline,
+    serve::{Gateway, Reply},
+};
+
+const URL: &str = "/api/v1/csv/upload";
+const FORM: (&str, &str) = ("content-type", "multipart/form-data; boundary=XX");
+const CSV: &str = "timestamp,hostname,uuid,temperature\n2025-07-18T20:42:34Z,h,GPU-1,50\n";
+
+async fn started(bytes_max: u64) -> (TestEtcd, TempDir, Gateway) {
+    let etcd = TestEtcd::start();
+    Pipeline::new(&etcd).await;
+    let folder = TempDir::new().unwrap();
+    let process = etcd.process(Role::Gateway, "gateway-1", 10).await;
+    let path = folder.path().to_owned();
+    let gateway = Gateway::with(process, |args| {
+        args.uploads.upload_dir = Some(path);
+        args.uploads.upload_bytes_max = bytes_max;
+    });
+    let gateway = gateway.await.loaded().await;
+    (etcd, folder, gateway)
+}
+
+fn part(field: &str, file: Option<&str>, content: &str) -> String {
+    let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
+    format!("--XX\r\ncontent-disposition: form-data; name=\"{field}\"{file}\r\n\r\n{content}\r\n")
+}
+
+fn form(content: &str) -> String {
+    part("file", Some("a.csv"), content) + "--XX--\r\n"
+}
+
+async fn send(gateway: &Gateway, query: &str, body: &str) -> Reply {
+    gateway.send("POST", &format!("{URL}{query}"), &[FORM], Some(body)).await
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+async fn count(gateway: &Gateway) -> Value {
+    gateway.ok("/api/v1/sources").await["count"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_sent_twice_is_one_source_unless_that_is_wanted() {
+    let (_etcd, folder, gateway) = started(1 << 20).await;
+    let first = send(&gateway, "", &form(CSV)).await;
+    let answer = first.json();
+    assert_eq!(first.status, 201, "{answer}");
+    let document = serde_json::to_value(nexus_gateway::web::document()).unwrap();
+    required_fields_are_there(&document, "UploadResource", &answer);
+    let of = |name: &str| answer[name].clone();
+    assert_eq!((of("success"), of("filename")), (json!(true), json!("a.csv")));
+    assert_eq!((of("size"), of("record_count")), (json!(CSV.len()), json!(1)));
+    assert_eq!((of("duplicate"), of("status")), (json!(false), json!("declared")));
+    let id = answer["file_id"].as_str().unwrap();
+    assert_eq!(id, format!("upload-{}", &answer["sha256"].as_str().unwrap()[..32]));
+    let status_url = answer["status_url"].as_str().unwrap();
+    assert_eq!((first.headers["location"].as_str(), status_url), (status_url, status_url));
+    let source = gateway.ok(status_url).await;
+    assert_eq!(source["id"], id);
+    let path = source["path"].as_str().unwrap();
+    assert_eq!(path, folder.path().join(format!("{id}.csv")).to_str().unwrap());
+    assert_eq!(std::fs::read_to_string(path).unwrap(), CSV);
+
+    std::fs::remove_file(path).unwrap();
+    let again = send(&gateway, "?force=false", &(part("file", None, CSV) + "--XX--")).await;
+    assert_eq!((again.status, again.json()["duplicate"].clone()), (200, json!(true)));
+    assert_eq!(
+        (again.json()["file_id"].clone(), again.json()["filename"].clone()),
+        (json!(id), Value::Null)
+    );
+    assert_eq!(files(folder.path()), [format!("{id}.csv")], "what went missing is back");
+    assert_eq!(count(&gateway).await, 1);
+
+    let forced = send(&gateway, "?force=true", &form(CSV)).await;
+    let other = forced.json()["file_id"].clone();
+    assert_eq!(forced.status, 201);
+    assert!(other.as_str().unwrap().starts_with(&format!("{id}-")), "{other}");
+    assert_eq!((count(&gateway).await, files(folder.path()).len()), (json!(2), 2));
+
+    // As a streamer leaves it that has begun: the name is used up.
+    let lane = Lane { source: id.parse().unwrap(), shard: ShardId(0) };
+    let progress = Progress::untouched(FileRange { start: 36, end: 68 }, Timestamp::now());
+    let etcd = &gateway.process.etcd;
+    let key = etcd.keyspace().key(&Key::Shard(lane));
+    assert!(etcd.create(&[(key, to_json(&progress))]).await.unwrap());
+    gateway.send("DELETE", status_url, &[], None).await;
+    std::fs::remove_file(path).unwrap();
+    let refused = send(&gateway, "", &form(CSV)).await;
+    assert_eq!((refused.status, refused.json()["code"].clone()), (409, json!("taken")));
+    assert!(refused.text.contains("force=true"), "{}", refused.text);
+    assert_eq!(files(folder.path()).len(), 1, "what nobody reads is not kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_named_with_what_is_allowed_and_leaves_no_file() {
+    let (_etcd, folder, gateway) = started(200).await;
+    let check = async |body: String, status: u16, code: &str, said: &[&str]| {
+        let reply = send(&gateway, "", &body).await;
+        let problem = reply.json();
+        assert_eq!((reply.status, &problem["code"]), (status, &json!(code)), "{problem}");
+        assert!(said.iter().all(|said| reply.text.contains(said)), "{problem}");
+        assert!(files(folder.path()).is_empty(), "{problem}");
+    };
+    check(form(""), 400, "bad-csv", &["it has no bytes", "\"parameter\":\"file\""]).await;
+    check(form("a,b\n1,2\n"), 400, "bad-csv", &["saw the columns [a, b]", "long layout"]).await;
+    check(form("time\0stamp\n1\n"), 400, "bad-csv", &["binary"]).await;
+    check(form(&CSV.repeat(9)), 413, "body", &["more than 200 bytes", "--upload-bytes-max"]).await;
+    let long = form(&CSV.repeat(2000));
+    check(long, 413, "body", &["more than 200 bytes"]).await;
+    let wrong = part("csv", Some("a.csv"), CSV) + "--XX--";
+    check(wrong, 400, "bad-parameter", &["\"parameter\":\"csv\"", "one field named file"]).await;
+    let two = part("file", Some("a.csv"), CSV) + &part("file", Some("b.csv"), CSV) + "--XX--";
+    check(two, 400, "bad-parameter", &["one file a request"]).await;
+    check("--XX--\r\n".to_owned(), 400, "bad-parameter", &["there is none"]).await;
+    check(part("file", Some("a.csv"), CSV), 400, "bad-body", &["read the form"]).await;
+    let json = gateway.send("POST", URL, &[("content-type", "application/json")], Some("{}")).await;
+    assert_eq!((json.status, json.json()["code"].clone()), (415, json!("content-type")));
+    let query = send(&gateway, "?force=maybe", &form(CSV)).await;
+    assert_eq!((query.status, query.json()["allowed"].clone()), (400, json!("true or false")));
+    assert_eq!(count(&gateway).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_leaves_half_way_leaves_nothing() {
+    let (_etcd, folder, gateway) = started(1 << 20).await;
+    let mut sender = TcpStream::connect(gateway.serving.address).await.unwrap();
+    let head = format!(
+        "POST {URL} HTTP/1.1\r\nhost: x\r\n{}: {}\r\ncontent-length: 9999\r\n\r\n",
+        FORM.0, FORM.1
+    );
+    let begun = head + &part("file", Some("a.csv"), CSV);
+    sender.write_all(begun.as_bytes()).await.unwrap();
+    let comes = || async { files(folder.path()).len() == 1 };
+    eventually("the file comes in", Duration::from_secs(10), comes).await;
+    assert!(files(folder.path())[0].starts_with(".upload-"), "and has no name yet");
+    drop(sender);
+    let gone = || async { files(folder.path()).is_empty() };
+    eventually("nothing of it is left", Duration::from_secs(10), gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_taken_from_who_may_write_and_only_where_there_is_a_directory() {
+    let etcd = TestEtcd::start();
+    Pipeline::new(&etcd).await;
+    let (folder, tokens) = (TempDir::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let line =
+        |name: &str, scope: &str, token: &str| format!("{name} {scope} {}\n", TokenHash::of(token));
+    std::fs::write(tokens.path(), line("r", "read", "R") + &line("w", "write", "W")).unwrap();
+    let (path, file) = (folder.path().to_owned(), tokens.path().to_owned());
+    let process = etcd.process(Role::Gateway, "gateway-1", 10).await;
+    let gateway = Gateway::with(process, |args| {
+        args.uploads.upload_dir = Some(path);
+        args.auth_tokens_file = Some(file);
+    });
+    let gateway = gateway.await.loaded().await;
+    let ask = async |token: Option<&str>| {
+        let token = token.map(|token| ("authorization", token));
+        let headers: Vec<_> = token.into_iter().chain([FORM]).collect();
+        gateway.send("POST", URL, &headers, Some(&form(CSV))).await.status
+    };
+    assert_eq!((ask(None).await, ask(Some("Bearer R")).await), (401, 403));
+    assert!(files(folder.path()).is_empty());
+    assert_eq!(ask(Some("Bearer W")).await, 201);
+
+    let without = Gateway::start(&etcd, "gateway-2").await;
+    let refused = send(&without, "", &form(CSV)).await;
+    assert_eq!((refused.status, refused.json()["code"].clone()), (501, json!("uploads-off")));
+    assert!(refused.text.contains("--upload-dir"), "{}", refused.text);
+}
