@@ -46,8 +46,8 @@ const ASKED_MAX: usize = 32;
 const ASKED_BY_ALL_MAX: usize = 128;
 /// Answers put into one transaction at most: what they hold waits in memory for the others.
 const ANSWERS_MAX: usize = 64;
-/// How long the first of them waits for the others, at most and in parts of the interval: a
-/// transaction an answer would be etcd's whole work.
+/// How long the first of them waits for the others, at most and in parts of the shortest interval:
+/// a transaction an answer would be etcd's whole work.
 const LINGER_MAX: Duration = Duration::from_millis(200);
 const LINGER_PART: u64 = 10;
 /// Least time between two log lines about one target.
@@ -101,6 +101,8 @@ struct Round {
     client: Client,
     reading: Arc<Reading>,
     asked: HashMap<String, Asked>,
+    /// Shortest interval of them all, in milliseconds.
+    shortest: u64,
     /// What the files said.
     files: Vec<Arc<Vec<Target>>>,
     /// First instant that nobody was asked at yet.
@@ -147,7 +149,8 @@ impl Shards {
             let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
             let (missed, next) = now_round.ask(now, &mut replies);
             waiting.measured.missed += missed;
-            let linger = waiting.left(now_round.scrape.interval_ms);
+            let shortest = now_round.shortest;
+            let linger = waiting.left(shortest);
             let nap = NAP.min(Duration::from_millis(next.saturating_sub(now).max(1))).min(linger);
             let (first, leaving) = tokio::select! {
                 () = gone.as_mut() => (None, true),
@@ -163,8 +166,8 @@ impl Shards {
                 reply = more.then(|| replies.try_join_next()).flatten().transpose()?;
             }
             let full = waiting.answers >= ANSWERS_MAX;
-            let due = waiting.since.is_some() && (leaving || full)
-                || waiting.left(now_round.scrape.interval_ms).is_zero();
+            let due =
+                waiting.since.is_some() && (leaving || full) || waiting.left(shortest).is_zero();
             let cluster = now_round.scrape.cluster.as_ref();
             let cluster = cluster.unwrap_or(&self.life.process.args.cluster_id).clone();
             round = Some(now_round);
@@ -281,7 +284,10 @@ impl Round {
             let stay = before.into_iter().filter(|_| !scrape.files.is_empty());
             asked.extend(stay);
         }
-        Ok(Self { scrape, client, reading, asked, files, from: begin, generation, files_read })
+        let intervals = asked.values().filter_map(|asked| asked.target.interval_ms);
+        let shortest = intervals.fold(scrape.interval_ms, u64::min);
+        let from = begin;
+        Ok(Self { scrape, client, reading, asked, shortest, files, from, generation, files_read })
     }
 
     /// Asks who is due. How many questions nobody asked in time, and when the next is due.
