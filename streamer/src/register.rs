@@ -119,35 +119,41 @@ impl Registration {
             let item = ClaimItem::Source(self.source.clone());
             if let Some(claim) = Claim::take(etcd, &life.session, item).await? {
                 // The claim only saves work: keys are created once, whoever does.
-                let registered = self.create(etcd, key, path).await;
+                let registered = self.create(etcd, &key, &path).await;
                 claim.release(etcd).await?;
-                return registered;
+                if registered? {
+                    return Ok(());
+                }
+                // Somebody did it between our look and our claim: it is there now.
+                continue;
             }
             sleep(LOOK).await;
         }
         Ok(())
     }
 
-    async fn create(self, etcd: &Etcd, key: String, path: String) -> anyhow::Result<()> {
+    /// Whether it is we who put the source there.
+    async fn create(&self, etcd: &Etcd, key: &str, path: &str) -> anyhow::Result<bool> {
         let (file, paced) = (self.file.clone(), self.replay.is_some());
         let ranges = spawn_blocking(move || shards(&file, paced)).await??;
         create_shards(etcd, &self.source, &ranges).await?;
         let source = Source {
             kind: SourceKind::Csv {
-                path: path.clone(),
+                path: path.to_owned(),
                 bytes: self.file.identity.bytes,
                 fingerprint: fingerprint(&self.file.identity),
-                replay: self.replay,
-                mapping: self.file.mapping,
+                replay: self.replay.clone(),
+                mapping: self.file.mapping.clone(),
             },
             shards: ranges.len() as u32,
             created_at: Timestamp::now(),
             paused: false,
         };
-        if etcd.create(&[(key, to_json(&source))]).await? {
+        let created = etcd.create(&[(key.to_owned(), to_json(&source))]).await?;
+        if created {
             tracing::info!(source = %self.source, path, shards = ranges.len(), "source registered");
         }
-        Ok(())
+        Ok(created)
     }
 }
 
