@@ -3,6 +3,10 @@
 //! [`Producer`] owns a shard's progress, [`Consumer`] a partition's cursors. Neither trusts what
 //! it remembers: every write is a [`Commit`].
 
+mod pack;
+
+pub use pack::{fits, messages, messages_of_good};
+
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;

@@ -7,6 +7,8 @@
 pub mod gpu_z;
 pub mod header;
 pub mod input;
+pub mod label_text;
+pub mod series;
 mod wanted;
 
 pub use wanted::{Applied, Wanted};
