@@ -142,6 +142,7 @@ fn describe(source: &Source) -> (&'static str, String) {
             let (host, every) = (&nvml.host, show_ms(nvml.interval_ms));
             ("nvml", format!("GPUs of {host} every {every}"))
         }
+        SourceKind::Push => ("push", "what is sent to gateways".to_owned()),
     }
 }
 

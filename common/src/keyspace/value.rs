@@ -148,13 +148,23 @@ pub enum SourceKind {
     Scrape(Box<Scrape>),
     /// The GPUs of a host, asked at an interval by the streamer there.
     Nvml(Nvml),
+    /// What others send to gateways: these work its shards, no streamer does.
+    Push,
 }
 
 impl SourceKind {
     /// Whether it has no end of its own, be it that it follows the wall clock or a file: its
     /// shards are what its value says, whatever was cut before.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_))
+        matches!(
+            self,
+            Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_) | Self::Push
+        )
+    }
+
+    /// Whether it is read by nobody: gateways enqueue what is sent to them.
+    pub fn is_pushed(&self) -> bool {
+        matches!(self, Self::Push)
     }
 
     /// The only host whose streamers may work on it; any may if there is none.
@@ -286,6 +296,13 @@ pub struct Cursor {
     pub dead: u64,
     /// Create revision of the claim under which this was written.
     pub claim: i64,
+}
+
+/// A request whose samples were enqueued: whoever sends it again is told that they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Samples that were enqueued.
+    pub samples: u64,
 }
 
 /// The messages `from..to` of one lane.

@@ -3,7 +3,10 @@
 use super::{Message, Producer};
 use crate::{
     block::{Block, EncodeError, Section},
-    limits::{BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, MESSAGE_BYTES_TARGET, MESSAGE_HOSTS_MAX},
+    limits::{
+        BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, MESSAGE_BYTES_TARGET, MESSAGE_HOSTS_MAX,
+        MESSAGE_SAMPLES_MAX,
+    },
     model::{ClusterId, HostSamples},
 };
 
@@ -25,17 +28,57 @@ pub fn messages(cluster: &ClusterId, hosts: Vec<HostSamples>) -> Result<Vec<Mess
     for host in hosts {
         encode(host, &mut sections)?;
     }
+    pack(cluster, sections)
+}
+
+/// The messages of these hosts. One that no message can hold, whoever told it, must not keep the
+/// others from being enqueued: its samples are refused, and how many these are is told.
+///
+/// # Errors
+/// When not even the others can be packed.
+pub fn messages_of_good(
+    cluster: &ClusterId,
+    hosts: Vec<HostSamples>,
+) -> Result<(Vec<Message>, u64), EncodeError> {
+    let (sections, refused) = sections_of_good(hosts);
+    Ok((pack(cluster, sections)?, refused))
+}
+
+/// The sections of these hosts, and how many samples are refused because their host's cannot be
+/// encoded.
+pub fn sections_of_good(hosts: Vec<HostSamples>) -> (Vec<Section>, u64) {
+    let (mut sections, mut refused) = (Vec::with_capacity(hosts.len()), 0);
+    for host in hosts {
+        let (name, samples, good) = (host.host.clone(), host.samples() as u64, sections.len());
+        if let Err(error) = encode(host, &mut sections) {
+            sections.truncate(good);
+            if refused == 0 {
+                tracing::warn!(host = %name, %error, "what a host tells cannot be stored");
+            }
+            refused += samples;
+        }
+    }
+    (sections, refused)
+}
+
+/// Puts sections into as few messages as keep below the size to aim at.
+///
+/// # Errors
+/// When one is larger than a block may be.
+pub fn pack(cluster: &ClusterId, sections: Vec<Section>) -> Result<Vec<Message>, EncodeError> {
     let mut messages = Vec::new();
     let mut open: Vec<Section> = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut samples) = (0, 0);
     for section in sections {
-        let full =
-            open.len() >= MESSAGE_HOSTS_MAX || bytes + section.byte_len() > MESSAGE_BYTES_TARGET;
+        let full = open.len() >= MESSAGE_HOSTS_MAX
+            || bytes + section.byte_len() > MESSAGE_BYTES_TARGET
+            || samples + section.samples() > MESSAGE_SAMPLES_MAX as u64;
         if !open.is_empty() && full {
             messages.push(message(cluster, std::mem::take(&mut open))?);
-            bytes = 0;
+            (bytes, samples) = (0, 0);
         }
         bytes += section.byte_len();
+        samples += section.samples();
         open.push(section);
     }
     if !open.is_empty() {
@@ -55,9 +98,13 @@ fn encode(host: HostSamples, into: &mut Vec<Section>) -> Result<(), EncodeError>
         return Ok(());
     }
     let section = Section::encode(&host)?;
-    if section.byte_len() + HEADER_BYTES <= BLOCK_BYTES_MAX || host.samples() < 2 {
+    if section.byte_len() + HEADER_BYTES <= BLOCK_BYTES_MAX {
         into.push(section);
         return Ok(());
+    }
+    if host.samples() < 2 {
+        let (what, value, max) = ("bytes of a sample", section.byte_len(), BLOCK_BYTES_MAX);
+        return Err(EncodeError::TooMany { what, value, max });
     }
     let (left, right) = halves(host);
     encode(left, into)?;
@@ -77,35 +124,6 @@ fn halves(mut host: HostSamples) -> (HostSamples, HostSamples) {
         right.series.push(later);
     }
     (host, right)
-}
-
-/// The messages of these hosts. One that no message can hold, whoever told it, must not keep the
-/// others from being enqueued: its samples are refused, and how many these are is told.
-///
-/// # Errors
-/// When not even the others can be encoded.
-pub fn messages_of_good(
-    cluster: &ClusterId,
-    hosts: Vec<HostSamples>,
-) -> Result<(Vec<Message>, u64), EncodeError> {
-    if let Ok(all) = messages(cluster, hosts.clone()) {
-        return Ok((all, 0));
-    }
-    let mut refused = 0;
-    let (mut good, mut bad) = (Vec::new(), 0);
-    for host in hosts {
-        let samples = host.samples() as u64;
-        match messages(cluster, vec![host.clone()]) {
-            Ok(_) => good.push(host),
-            Err(error) => {
-                (refused, bad) = (refused + samples, bad + 1);
-                if bad == 1 {
-                    tracing::warn!(host = %host.host, %error, "what a host tells cannot be stored");
-                }
-            }
-        }
-    }
-    Ok((messages(cluster, good)?, refused))
 }
 
 #[cfg(test)]

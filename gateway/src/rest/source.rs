@@ -105,9 +105,10 @@ impl SourceResource {
                 (Some(path), Some(*bytes), speed, replay.as_ref().is_some_and(|r| r.looped))
             }
             SourceKind::Follow(follow) => (Some(&follow.path), None, None, false),
-            SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => {
-                (None, None, None, false)
-            }
+            SourceKind::Simulate(_)
+            | SourceKind::Scrape(_)
+            | SourceKind::Nvml(_)
+            | SourceKind::Push => (None, None, None, false),
         };
         let mut rejected = BTreeMap::new();
         for (reason, rows) in lanes.iter().flat_map(|progress| &progress.rows_rejected) {
