@@ -118,12 +118,17 @@ impl Known {
 
     /// It with one sample.
     pub fn sample(&self, at: i64, value: f64) -> SeriesSamples {
+        SeriesSamples { timestamps: vec![at], values: vec![value], ..self.without_samples() }
+    }
+
+    /// It without any sample.
+    pub fn without_samples(&self) -> SeriesSamples {
         SeriesSamples {
             gpu: self.gpu,
             metric: self.metric.clone(),
             labels: self.labels.clone(),
-            timestamps: vec![at],
-            values: vec![value],
+            timestamps: Vec::new(),
+            values: Vec::new(),
         }
     }
 }
