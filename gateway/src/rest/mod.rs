@@ -38,7 +38,7 @@ pub(crate) use span::Places;
 pub(crate) use telemetry::{matching, targets_of};
 pub(crate) use upload::{UPLOAD_PATH, UPLOAD_SECONDS_MAX};
 pub use upload::{UploadArgs, Uploads};
-pub(crate) use write::{WRITE_BYTES_MAX, WRITE_PATH};
+pub(crate) use write::WRITE_PATH;
 
 use crate::web::App;
 
@@ -70,7 +70,7 @@ fn upload_route() -> OpenApiRouter<App> {
 
 /// Its body is larger than others'.
 fn write_route() -> OpenApiRouter<App> {
-    let limit = DefaultBodyLimit::max(WRITE_BYTES_MAX as usize);
+    let limit = DefaultBodyLimit::max(write::WRITE_BYTES_MAX);
     OpenApiRouter::new().routes(routes!(write::write)).layer(limit)
 }
 

@@ -7,9 +7,13 @@ use axum::{
     extract::{FromRequest, Request, State},
     http::{HeaderMap, HeaderName, StatusCode, header},
 };
+use futures_util::StreamExt;
 use utoipa::ToSchema;
 
-use super::params::{Checked, Nothing};
+use super::{
+    params::{Checked, Nothing},
+    upload::hear_out,
+};
 use crate::{
     auth::{Grant, Refused, Scope},
     web::{ApiError, App, Problem},
@@ -19,7 +23,7 @@ use crate::{
 /// Where samples are sent to.
 pub(crate) const WRITE_PATH: &str = "/api/v1/write";
 /// Largest body.
-pub(crate) const WRITE_BYTES_MAX: u64 = PACKED_BYTES_MAX as u64;
+pub(super) const WRITE_BYTES_MAX: usize = PACKED_BYTES_MAX;
 /// The protocol's version, as senders tell it.
 const VERSION: HeaderName = HeaderName::from_static("x-prometheus-remote-write-version");
 /// Seconds after which to send again what was refused for now: a collector commits within one.
@@ -54,14 +58,12 @@ pub(super) async fn write(
     Checked(Nothing): Checked<Nothing>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
-    if !grant.allows(Scope::Write) {
-        return Err(Refused::Beyond.into());
+    if let Err(error) = may(&app, &grant, request.headers()) {
+        // Senders that are cut off while they send do not read why, and try again for ever.
+        let mut rest = request.into_body().into_data_stream();
+        hear_out(async { while let Some(Ok(_)) = rest.next().await {} }).await;
+        return Err(error);
     }
-    if !app.writes.are_taken() {
-        let detail = "this gateway takes no samples: start it with --write-source SOURCE";
-        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "writes-off", detail));
-    }
-    check_headers(request.headers())?;
     let turn = app.writes.turn().await?;
     let body = Bytes::from_request(request, &app).await.map_err(|error| {
         // Longer than it may be, or broken off.
@@ -73,6 +75,25 @@ pub(super) async fn write(
         0 => Ok(StatusCode::NO_CONTENT),
         _ => Err(partial(&tally)),
     }
+}
+
+/// Whether a request may be read at all.
+fn may(app: &App, grant: &Grant, headers: &HeaderMap) -> Result<(), ApiError> {
+    if !grant.allows(Scope::Write) {
+        return Err(Refused::Beyond.into());
+    }
+    if !app.writes.are_taken() {
+        let detail = "this gateway takes no samples: start it with --write-source SOURCE";
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "writes-off", detail));
+    }
+    check_headers(headers)?;
+    let length = headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > WRITE_BYTES_MAX) {
+        let detail = format!("a body has at most {WRITE_BYTES_MAX} bytes; send less at once");
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body", detail));
+    }
+    Ok(())
 }
 
 /// Whether it is what we speak. Senders of anything newer fall back to this when they are told.

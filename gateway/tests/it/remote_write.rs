@@ -1,6 +1,12 @@
 //! Samples that are sent: stored once, whatever happens in between, and refused by name.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use nexus_common::{
     audit::{AuditReport, audit},
@@ -59,6 +65,12 @@ fn source() -> SourceId {
     "remote-write".parse().unwrap()
 }
 
+async fn more_is_stored(etcd: &Etcd) {
+    let some = audit(etcd).await.unwrap().samples.accepted;
+    let more = || async { audit(etcd).await.unwrap().samples.accepted > some };
+    eventually("more is stored", Duration::from_secs(10), more).await;
+}
+
 /// Samples of `up` of a host, one each millisecond from `from` on.
 fn up(host: &str, from: i64, count: i64) -> TimeSeries {
     let samples: Vec<(i64, f64)> = (from..from + count).map(|ms| (T0 + ms, ms as f64)).collect();
@@ -98,7 +110,7 @@ async fn what_is_sent_twice_to_whichever_gateway_is_stored_once() {
     assert_eq!((report.samples.accepted, report.rows.accepted), (10, 10));
     first.gateway.caught_up(10).await;
     let rows =
-        first.gateway.ok("/api/v1/telemetry?host=dgx-1&start_time=2025-07-18T00:00:00Z").await;
+        first.gateway.ok("/api/v1/telemetry?host_id=dgx-1&start_time=2025-07-18T00:00:00Z").await;
     assert_eq!(rows["count"], 3, "{rows}");
     let listed = first.gateway.ok("/api/v1/sources/remote-write").await;
     assert_eq!((&listed["state"], &listed["samples"]), (&json!("running"), &json!(10)));
@@ -138,42 +150,40 @@ async fn a_claim_or_a_session_that_is_lost_loses_nothing_and_doubles_nothing() {
     let etcd = TestEtcd::start();
     let pipeline = Pipeline::new(&etcd).await;
     let mut writing = Writing::start(&etcd, "gateway-1").await;
-    let send = |from: i64| {
-        let gateway = Arc::clone(&writing.gateway);
-        let senders = (0..8).map(|sender| {
-            let gateway = Arc::clone(&gateway);
+    let enough = Arc::new(AtomicBool::new(false));
+    let senders: Vec<_> = (0..8)
+        .map(|sender| {
+            let (gateway, enough) = (Arc::clone(&writing.gateway), Arc::clone(&enough));
             tokio::spawn(async move {
-                for nth in 0..20 {
-                    let at = from + 20 * sender + nth;
-                    let body = packed(&[up("h", at, 1)]);
-                    let sent = gateway.send_bytes("POST", URL, &HEADERS, body).await;
-                    assert_eq!(sent.status, 204, "{sent:?}");
+                let mut sent = 0;
+                while !enough.load(Relaxed) {
+                    let body = packed(&[up(&format!("h{sender}"), sent, 1)]);
+                    let reply = gateway.send_bytes("POST", URL, &HEADERS, body).await;
+                    assert_eq!(reply.status, 204, "{reply:?}");
+                    sent += 1;
                 }
+                sent
             })
-        });
-        senders.collect::<Vec<_>>()
-    };
-    let first = send(0);
+        })
+        .collect();
     for _ in 0..5 {
-        let some = audit(&pipeline.etcd).await.unwrap().samples.accepted;
-        let more = || async { audit(&pipeline.etcd).await.unwrap().samples.accepted > some };
-        eventually("more is stored", Duration::from_secs(10), more).await;
+        more_is_stored(&pipeline.etcd).await;
         etcd.etcdctl(&["del", "--prefix", "/telemetry/claims/shards/"]);
     }
-    for one in first {
-        one.await.unwrap();
-    }
-    let second = send(160);
+    more_is_stored(&pipeline.etcd).await;
     writing.life.session.revoke().await;
     writing.serving.await.unwrap();
-    let life = etcd.life(Role::Gateway, "gateway-1", 10).await;
     // The process goes on with another session, as `run` does.
+    let life = etcd.life(Role::Gateway, "gateway-1", 10).await;
     let desk = Arc::clone(&writing.gateway.serving.writes);
     writing.serving = tokio::spawn(async move { desk.serve(&life).await });
-    for one in second {
-        one.await.unwrap();
+    more_is_stored(&pipeline.etcd).await;
+    enough.store(true, Relaxed);
+    let mut sent = 0;
+    for sender in senders {
+        sent += sender.await.unwrap();
     }
-    assert_eq!(clean(&pipeline.etcd).await.samples.accepted, 320);
+    assert_eq!(clean(&pipeline.etcd).await.samples.accepted, sent as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,6 +212,7 @@ async fn nothing_is_taken_that_no_collector_takes_nor_what_nobody_wants() {
     refused(3, 503, "paused").await;
     desk.set_paused(&source(), false).await.unwrap();
     assert_eq!(writing.send(&[up("h", 3, 1)]).await.status, 204);
+    pipeline.commit(lane, 2).await;
     desk.withdraw(&source()).await.unwrap();
     refused(4, 409, "withdrawn").await;
     assert_eq!(clean(&pipeline.etcd).await.samples.accepted, 4);
