@@ -25,6 +25,7 @@ start() {
     local name=$1
     shift
     detach "$LOG_DIR/$name.log" "$@"
+    disown "$DETACHED_PID" # the shell need not say who was killed
     running[$name]=$DETACHED_PID
 }
 # stop NAME SIGNAL: and waits until it is gone.
@@ -137,8 +138,11 @@ for sender in prometheus vmagent; do
     if [[ $sent != "$accepted" || $rejected != 0 || $sent == 0 ]]; then failed=1; fi
 done
 # What Prometheus scraped is in its own database, too: the same number of values, whatever was sent.
-kept=$(ask -G "http://$PROMETHEUS/api/v1/query" --data-urlencode 'query=sum(count_over_time({__name__=~".+"}[1h]))' |
-    jq -r '.data.result[0].value[1]')
+kept=0
+for name in $(ask "http://$PROMETHEUS/api/v1/label/__name__/values" | jq -r '.data[]'); do
+    kept=$((kept + $(ask -G "http://$PROMETHEUS/api/v1/query" --data-urlencode "query=sum(count_over_time(${name}[1h]))" |
+        jq -r '.data.result[0].value[1]')))
+done
 stored=$(source_of prometheus samples)
 say "prometheus: $kept values in its own database, $stored stored"
 if [[ $kept != "$stored" ]]; then failed=1; fi
