@@ -25,7 +25,7 @@ pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
 };
-pub use source::{SourceResource, SourceState};
+pub use source::{SourceError, SourceResource, SourceState};
 pub use sources::SourceList;
 pub(crate) use sources::seen;
 pub use stats::{
