@@ -1,6 +1,6 @@
 //! `nexus-streamer source ...`: what shall be read, written into etcd; streamers follow it live.
 
-mod file;
+mod yaml;
 
 use std::{io::Write, path::PathBuf};
 
@@ -11,10 +11,8 @@ use nexus_common::{
     keyspace::{LastError, Source, SourceKind},
     model::{InstanceId, SourceId, Timestamp},
     runtime::CommonArgs,
-    sources::{Applied, SourceDesk, Standing, Wanted},
+    sources::{Applied, SourceDesk, Standing, Wanted, interval::show_ms},
 };
-
-use crate::interval::show_ms;
 
 /// What `source list` tells of each.
 const HEAD: [&str; 11] = [
@@ -80,7 +78,7 @@ pub enum Ask {
 pub async fn ask(args: SourceArgs) -> anyhow::Result<()> {
     // A file that is wrong is told before etcd is asked.
     let wanted = match &args.ask {
-        Ask::Apply { file, .. } => file::read(file)?,
+        Ask::Apply { file, .. } => yaml::read(file)?,
         _ => Vec::new(),
     };
     let desk = SourceDesk::new(Etcd::connect(args.common.etcd()).await?);

@@ -56,7 +56,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(stats::stats))
         .routes(routes!(stream::stream))
         .routes(routes!(sources::list, sources::register))
-        .routes(routes!(sources::one, sources::change, sources::withdraw))
+        .routes(routes!(sources::one, sources::apply, sources::change, sources::withdraw))
         .merge(upload_route())
 }
 

@@ -16,7 +16,7 @@ use axum::{
 };
 use nexus_common::{
     model::{InstanceId, SourceId},
-    sources::{SourceDesk, SourceError, Written},
+    sources::{Applied, SourceDesk, SourceError, Written, document::SourceDocument},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
@@ -204,6 +204,38 @@ pub(super) async fn register(
     let location = HeaderValue::try_from(format!("/api/v1/sources/{id}"));
     let location = location.map(|at| [(header::LOCATION, at)]).map_err(|_| ApiError::internal())?;
     Ok((StatusCode::CREATED, location, answer).into_response())
+}
+
+/// Makes a source what is asked for
+///
+/// Creates it, or changes what may change while it is read: what is simulated, which exporters are
+/// asked and how, how often GPUs are. A file stays the file it was. Whether it is paused stays as
+/// it is. Needs the scope `write`.
+#[utoipa::path(put, path = "/api/v1/sources/{source_id}", operation_id = "applySource",
+    tag = "sources", request_body(content = SourceDocument,
+        example = json!({"scrape": {"targets": [{"url": "http://dgx-001:9400/metrics"}], "interval": "15s"}})),
+    params(("source_id" = String, Path, description = "The source", example = "rack-7")),
+    responses((status = 201, description = "The source as it was created", body = SourceResource),
+        (status = 200, description = "The source as it is now, changed or not", body = SourceResource),
+        (status = 403, description = "The token has not the scope write", content_type = "application/problem+json", body = Problem),
+        (status = 409, description = "The id was another source's, or somebody else kept writing it", content_type = "application/problem+json", body = Problem)))]
+pub(super) async fn apply(
+    State(app): State<App>,
+    grant: Grant,
+    Segments(id): Segments<String>,
+    Checked(Nothing): Checked<Nothing>,
+    Body(document): Body<SourceDocument>,
+) -> Result<Response, ApiError> {
+    let id = begin(&grant, &id)?;
+    let desk = SourceDesk::new(app.view.etcd().clone());
+    let applied = desk.apply(&id, &document.wanted()?).await?;
+    let status = match applied {
+        Applied::Created => StatusCode::CREATED,
+        Applied::Changed | Applied::Unchanged => StatusCode::OK,
+    };
+    tracing::info!(source = %id, ?applied, "a source was applied");
+    let written = desk.get(&id).await?;
+    Ok((status, Json(written_source(&app, &id, &written).await)).into_response())
 }
 
 /// Pauses or resumes a source
