@@ -3,6 +3,10 @@
 //! [`Producer`] owns a shard's progress, [`Consumer`] a partition's cursors. Neither trusts what
 //! it remembers: every write is a [`Commit`].
 
+mod pack;
+
+pub use pack::{fits, messages, messages_of_good, pack, sections_of_good};
+
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -15,10 +19,11 @@ use crate::{
     crash_in_flight, crash_point,
     etcd::{Claim, Commit, Error, Etcd, Outcome, Position, RangeRead},
     keyspace::{
-        CommitSummary, Cursor, DeadLetter, Key, Keyspace, LaneMove, Progress, from_json, to_json,
+        CommitSummary, Cursor, DeadLetter, Key, KeyRange, Keyspace, LaneMove, Progress, Receipt,
+        from_json, to_json,
     },
     limits::{BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, TXN_BYTES_MAX},
-    model::{Lane, PartitionId, Timestamp},
+    model::{Lane, PartitionId, SourceId, Timestamp},
     runtime::{Life, Metrics},
 };
 
@@ -132,7 +137,42 @@ impl Producer {
     pub async fn enqueue(
         &mut self,
         messages: &[Message],
+        progress: Progress,
+    ) -> Result<Enqueued, Error> {
+        self.enqueue_with(messages, progress, |_| {}).await
+    }
+
+    /// [`Producer::enqueue`], only if `source` still is as it was seen and none of the requests
+    /// whose samples these are was enqueued before; each leaves its receipt. `Moved` may also mean
+    /// that there is such a request: [`receipts`] tells.
+    ///
+    /// # Errors
+    /// As there, also when the lease of the receipts is gone.
+    pub async fn enqueue_once(
+        &mut self,
+        messages: &[Message],
+        progress: Progress,
+        source: &Position,
+        requests: &[(u128, Receipt)],
+        lease: i64,
+    ) -> Result<Enqueued, Error> {
+        let keyspace = self.etcd.keyspace().clone();
+        let id = self.lane.source.clone();
+        self.enqueue_with(messages, progress, |commit| {
+            commit.require_unchanged(source);
+            for (hash, receipt) in requests {
+                let key = keyspace.key(&Key::Request(id.clone(), *hash));
+                commit.create(&key, to_json(receipt), lease);
+            }
+        })
+        .await
+    }
+
+    async fn enqueue_with(
+        &mut self,
+        messages: &[Message],
         mut progress: Progress,
+        add: impl FnOnce(&mut Commit<'_>),
     ) -> Result<Enqueued, Error> {
         debug_assert!(messages.len() <= ENQUEUE_MESSAGES_MAX);
         debug_assert!(messages.iter().all(|m| m.bytes.len() <= BLOCK_BYTES_MAX));
@@ -145,6 +185,7 @@ impl Producer {
             let key = Key::Message(self.partition, self.lane.clone(), seq, message.samples);
             commit.put(&self.etcd.keyspace().key(&key), message.bytes.to_vec());
         }
+        add(&mut commit);
         commit.read(&self.cursor_key());
         let started = Instant::now();
         crash_point!("enqueue.before_send");
@@ -201,6 +242,19 @@ impl Producer {
     fn cursor_key(&self) -> String {
         self.etcd.keyspace().key(&Key::Cursor(self.partition, self.lane.clone()))
     }
+}
+
+/// Which of some requests to `source` were enqueued already, as far as receipts are kept.
+///
+/// # Errors
+/// When etcd does not answer.
+pub async fn receipts(etcd: &Etcd, source: &SourceId, hashes: &[u128]) -> Result<Vec<bool>, Error> {
+    let ranges: Vec<KeyRange> = hashes
+        .iter()
+        .map(|hash| KeyRange::one(&etcd.keyspace().key(&Key::Request(source.clone(), *hash))))
+        .collect();
+    let found = etcd.ranges(&ranges).await?;
+    Ok(found.iter().map(|listing| !listing.entries.is_empty()).collect())
 }
 
 /// A message taken from a lane, not yet committed.

@@ -204,6 +204,7 @@ fn describe(source: &Source) -> String {
         SourceKind::Nvml(nvml) => {
             format!("GPUs of {} every {}", nvml.host, show_ms(nvml.interval_ms))
         }
+        SourceKind::Push => "what is sent to gateways".to_owned(),
     }
 }
 

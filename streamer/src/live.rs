@@ -10,12 +10,12 @@ use nexus_common::{
     keyspace::{LastError, Progress, SourceKind, live::Simulate},
     limits::ENQUEUE_MESSAGES_MAX,
     model::{ClusterId, HostSamples, Timestamp},
-    queue::{Enqueued, Message, Producer},
+    queue::{Enqueued, Message, Producer, messages_of_good},
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
-    prepare::{PrepareError, messages},
+    prepare::PrepareError,
     shard::{Go, ShardError, Shards},
     source::simulate::hosts_at,
 };
@@ -150,7 +150,9 @@ impl Shards {
         mut measured: Measured,
     ) -> Result<Enqueued, ShardError> {
         let hosts = std::mem::take(&mut measured.hosts);
-        let (all, refused) = spawn_blocking(move || encoded(&cluster, hosts)).await??;
+        let (all, refused) = spawn_blocking(move || messages_of_good(&cluster, hosts))
+            .await?
+            .map_err(PrepareError::from)?;
         if refused > 0 {
             *measured.refused.entry("not encodable".to_owned()).or_default() += refused;
             measured.error = Some(format!("{refused} samples cannot be encoded"));
@@ -185,32 +187,6 @@ impl Shards {
         tracing::info!(lane = %producer.lane(), "the shard is somebody else's now");
         Go::Ended
     }
-}
-
-/// The messages of these hosts. One that no message can hold, whoever told it, must not keep the
-/// others from being enqueued: its samples are refused, and how many these are is told.
-fn encoded(
-    cluster: &ClusterId,
-    hosts: Vec<HostSamples>,
-) -> Result<(Vec<Message>, u64), PrepareError> {
-    if let Ok(all) = messages(cluster, hosts.clone()) {
-        return Ok((all, 0));
-    }
-    let mut refused = 0;
-    let (mut good, mut bad) = (Vec::new(), 0);
-    for host in hosts {
-        let samples = host.samples() as u64;
-        match messages(cluster, vec![host.clone()]) {
-            Ok(_) => good.push(host),
-            Err(error) => {
-                (refused, bad) = (refused + samples, bad + 1);
-                if bad == 1 {
-                    tracing::warn!(host = %host.host, %error, "what a host tells cannot be stored");
-                }
-            }
-        }
-    }
-    Ok((messages(cluster, good)?, refused))
 }
 
 /// How many of these messages fit in one transaction: at least one, if there is one.

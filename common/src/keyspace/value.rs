@@ -148,13 +148,23 @@ pub enum SourceKind {
     Scrape(Box<Scrape>),
     /// The GPUs of a host, asked at an interval by the streamer there.
     Nvml(Nvml),
+    /// What others send to gateways: these work its shards, no streamer does.
+    Push,
 }
 
 impl SourceKind {
     /// Whether it has no end of its own, be it that it follows the wall clock or a file: its
     /// shards are what its value says, whatever was cut before.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_))
+        matches!(
+            self,
+            Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_) | Self::Push
+        )
+    }
+
+    /// Whether it is read by nobody: gateways enqueue what is sent to them.
+    pub fn is_pushed(&self) -> bool {
+        matches!(self, Self::Push)
     }
 
     /// Its name in control values and answers.
@@ -164,6 +174,7 @@ impl SourceKind {
             Self::Simulate(_) => "simulate",
             Self::Scrape(_) => "scrape",
             Self::Nvml(_) => "nvml",
+            Self::Push => "push",
         }
     }
 
@@ -172,14 +183,14 @@ impl SourceKind {
         match self {
             Self::Csv { path, .. } | Self::Declared { path, .. } => Some(path),
             Self::Follow(follow) => Some(&follow.path),
-            Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_) => None,
+            Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_) | Self::Push => None,
         }
     }
 
     /// How often it is measured, in milliseconds; none of a file.
     pub fn interval_ms(&self) -> Option<u64> {
         match self {
-            Self::Csv { .. } | Self::Declared { .. } | Self::Follow(_) => None,
+            Self::Csv { .. } | Self::Declared { .. } | Self::Follow(_) | Self::Push => None,
             Self::Simulate(simulate) => Some(simulate.interval_ms),
             Self::Scrape(scrape) => Some(scrape.interval_ms),
             Self::Nvml(nvml) => Some(nvml.interval_ms),
@@ -349,6 +360,13 @@ pub struct Cursor {
     pub dead: u64,
     /// Create revision of the claim under which this was written.
     pub claim: i64,
+}
+
+/// A request whose samples were enqueued: whoever sends it again is told that they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Samples that were enqueued.
+    pub samples: u64,
 }
 
 /// The messages `from..to` of one lane.

@@ -9,6 +9,8 @@ pub mod gpu_z;
 pub mod header;
 pub mod input;
 pub mod interval;
+pub mod label_text;
+pub mod series;
 mod standing;
 mod wanted;
 
@@ -20,9 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     etcd::{Error, Etcd, Position, RangeRead},
     keyspace::{
-        ClaimItem, Claimant, Key, Progress, Source, SourceKind, ValueError, from_json, to_json,
+        ClaimItem, Claimant, FileRange, Key, Progress, Source, SourceKind, ValueError, from_json,
+        to_json,
     },
-    model::{InstanceId, Lane, ShardId, SourceId},
+    model::{InstanceId, Lane, ShardId, SourceId, Timestamp},
 };
 
 /// How often a write is tried again because somebody else wrote in between: people and streamers
@@ -219,6 +222,41 @@ impl SourceDesk {
             Some(revision) => Ok(Written { source, revision }),
             None => Err(taken(id)),
         }
+    }
+
+    /// Makes sure that there is a source that others send to, with its shards: both come into
+    /// being in one transaction, whoever is first.
+    ///
+    /// # Errors
+    /// When the id was used before, for another source or one that was withdrawn, or etcd does not
+    /// answer.
+    pub async fn open_push(&self, id: &SourceId) -> Result<Written, SourceError> {
+        for _ in 0..TRIES {
+            match self.get(id).await {
+                Ok(written) if written.source.kind.is_pushed() => return Ok(written),
+                Ok(_) => return Err(taken(id)),
+                Err(SourceError::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+            let (keyspace, now) = (self.etcd.keyspace(), Timestamp::now());
+            let source = Wanted::new(SourceKind::Push)?.source();
+            let start = u64::try_from(now.as_millis()).unwrap_or(0);
+            let end = u64::try_from(Timestamp::MAX.as_millis()).unwrap_or(u64::MAX);
+            let untouched = to_json(&Progress::untouched(FileRange { start, end }, now));
+            let mut entries = vec![(keyspace.key(&Key::Source(id.clone())), to_json(&source))];
+            entries.extend((0..source.shards).map(|shard| {
+                let lane = Lane { source: id.clone(), shard: ShardId(shard) };
+                (keyspace.key(&Key::Shard(lane)), untouched.clone())
+            }));
+            // If not, somebody else was first, or we were and did not hear of it.
+            if !self.etcd.create(&entries).await?
+                && self.etcd.get(&self.used(id)).await?.is_some()
+                && matches!(self.get(id).await, Err(SourceError::Unknown(_)))
+            {
+                return Err(taken(id));
+            }
+        }
+        Err(SourceError::Moving(id.clone()))
     }
 
     /// Stops the reading of a source after the message in hand, or lets it go on from there.

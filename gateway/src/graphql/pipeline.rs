@@ -44,7 +44,7 @@ pub(super) struct SourceError {
 pub(super) struct Source {
     /// Its id
     id: ID,
-    /// `csv`, `simulate`, `scrape` or `nvml`
+    /// `csv`, `simulate`, `scrape`, `nvml` or `push`
     kind: String,
     /// What becomes of it
     state: SourceState,

@@ -61,7 +61,7 @@ pub struct SourceResource {
     /// Its id
     #[schema(example = "rack-7")]
     pub id: String,
-    /// `csv`, `simulate`, `scrape` or `nvml`
+    /// `csv`, `simulate`, `scrape`, `nvml` or `push`
     #[schema(example = "csv")]
     pub kind: String,
     /// What becomes of it
@@ -87,7 +87,7 @@ pub struct SourceResource {
     /// Of those, read to the end
     #[schema(example = 3)]
     pub shards_done: u64,
-    /// Streamers that read a shard of it now; null if etcd does not answer
+    /// Who works on a shard of it now: streamers, or gateways where it is sent to them; null if etcd does not answer
     #[schema(example = json!(["streamer-1"]))]
     pub owners: Option<Vec<String>>,
     /// Bytes read so far, of `bytes` (of what is in it where it is packed); starts again with each round of a looped source
