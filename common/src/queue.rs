@@ -7,7 +7,11 @@ mod pack;
 
 pub use pack::{fits, messages, messages_of_good, pack, sections_of_good};
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -25,6 +29,11 @@ use crate::{
 
 /// Messages read in one request: together below the answer limit.
 const RECEIVE_PAGE: usize = 16;
+
+/// Over how long a lane's rate is measured: long enough for what comes every few seconds.
+const RATE_OVER: Duration = Duration::from_secs(10);
+/// And the first time.
+const RATE_FIRST: Duration = Duration::from_secs(1);
 
 /// One message, ready to be sent.
 #[derive(Debug, Clone)]
@@ -57,6 +66,8 @@ pub struct Producer {
     position: Position,
     /// First message not yet taken, as last seen.
     cursor: u64,
+    /// When the present measurement of the rate began, and the samples enqueued until then.
+    rated: (Instant, u64),
 }
 
 impl Producer {
@@ -69,12 +80,14 @@ impl Producer {
         let partition = lane.partition(life.config.partitions);
         let key = etcd.keyspace().key(&Key::Shard(lane.clone()));
         let Some(entry) = etcd.get(&key).await? else { return Ok(None) };
+        let progress: Progress = from_json(&entry.key, &entry.value)?;
         let mut producer = Self {
             metrics: Arc::clone(&life.process.metrics),
             claim,
             lane,
             partition,
-            progress: from_json(&entry.key, &entry.value)?,
+            rated: (Instant::now(), progress.samples),
+            progress,
             position: Position::seen(key, Some(&entry)),
             cursor: 0,
             etcd,
@@ -115,8 +128,8 @@ impl Producer {
         TXN_BYTES_MAX - 64 * 1024
     }
 
-    /// Appends `messages` and moves the progress to `progress` (whose `next`, `claim` and `at`
-    /// are filled in here), in one transaction.
+    /// Appends `messages` and moves the progress to `progress` (whose `next`, `claim`, `at` and
+    /// `rate_milli` are filled in here), in one transaction.
     ///
     /// # Errors
     /// When the outcome cannot be found out, or etcd refuses: open the producer again before
@@ -166,6 +179,7 @@ impl Producer {
         progress.next = self.progress.next + messages.len() as u64;
         progress.claim = self.claim.create_revision();
         progress.at = Timestamp::now();
+        let rated = self.rate(&mut progress);
         let mut commit = Commit::new(&self.claim, &self.position, to_json(&progress));
         for (seq, message) in (self.progress.next..).zip(messages) {
             let key = Key::Message(self.partition, self.lane.clone(), seq, message.samples);
@@ -182,6 +196,7 @@ impl Producer {
                 crash_point!("enqueue.applied");
                 self.position.mod_revision = revision;
                 self.progress = progress;
+                self.rated = rated.unwrap_or(self.rated);
                 if let Some(Some(entry)) = reads.and_then(|reads| reads.into_iter().next()) {
                     self.cursor = from_json::<Cursor>(&entry.key, &entry.value)?.next;
                 }
@@ -197,6 +212,20 @@ impl Producer {
             }
             Outcome::Stale => self.read_again().await,
         }
+    }
+
+    /// Fills in the rate where there is enough to tell it from: of the first second, if nothing
+    /// was told before. Returns where the next measurement begins, if this one ended.
+    fn rate(&self, progress: &mut Progress) -> Option<(Instant, u64)> {
+        let (since, before) = self.rated;
+        let took = since.elapsed();
+        let enough = if progress.rate_milli == 0 { RATE_FIRST } else { RATE_OVER };
+        if took < enough {
+            return None;
+        }
+        let samples = progress.samples.saturating_sub(before) as f64;
+        progress.rate_milli = (samples * 1000.0 / took.as_secs_f64()).round() as u64;
+        Some((Instant::now(), progress.samples))
     }
 
     async fn read_again(&mut self) -> Result<Enqueued, Error> {

@@ -7,9 +7,8 @@ use nexus_common::{
     limits::MESSAGE_SAMPLES_MAX,
     model::{GpuId, HostName, InstanceId},
     runtime::CommonArgs,
+    sources::interval::parse_offset,
 };
-
-use crate::mapping::parse_offset;
 
 /// Flags of `run`.
 #[derive(Debug, Clone, Parser)]

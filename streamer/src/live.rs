@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, pin::Pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use nexus_common::{
-    keyspace::{Progress, SourceKind, live::Simulate},
+    keyspace::{LastError, Progress, SourceKind, live::Simulate},
     limits::ENQUEUE_MESSAGES_MAX,
     model::{ClusterId, HostSamples, Timestamp},
     queue::{Enqueued, Message, Producer, messages_of_good},
@@ -37,6 +37,8 @@ pub(crate) struct Measured {
     pub(crate) missed: u64,
     /// First millisecond that nothing was measured for yet.
     pub(crate) position: u64,
+    /// What went wrong, if something did.
+    pub(crate) error: Option<String>,
     pub(crate) done: bool,
 }
 
@@ -47,9 +49,12 @@ impl Measured {
         for (reason, lines) in &self.refused {
             *rows_rejected.entry(reason.clone()).or_default() += lines;
         }
+        let error = self.error.as_deref();
+        let last_error = error.map(|told| LastError::new(Timestamp::now(), told));
         Progress {
             rows_absent: progress.rows_absent + self.absent,
             rows_rejected,
+            last_error: last_error.or_else(|| progress.last_error.clone()),
             offset: progress.offset.max(self.position),
             rows_accepted: progress.rows_accepted + self.rows,
             missed: progress.missed + self.missed,
@@ -150,6 +155,7 @@ impl Shards {
             .map_err(PrepareError::from)?;
         if refused > 0 {
             *measured.refused.entry("not encodable".to_owned()).or_default() += refused;
+            measured.error = Some(format!("{refused} samples cannot be encoded"));
         }
         let mut next = measured.advance(producer.progress());
         let mut rest = all.as_slice();

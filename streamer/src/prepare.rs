@@ -7,7 +7,7 @@ use std::{
 
 use nexus_common::{
     block::EncodeError,
-    keyspace::{FileRange, Progress, Replay},
+    keyspace::{FileRange, LastError, Progress, Replay},
     model::{ClusterId, Timestamp},
     queue::{Message, fits, messages},
 };
@@ -50,6 +50,11 @@ impl Prepared {
         next.samples += self.batch.samples;
         for (reason, rows) in &self.batch.rejected {
             *next.rows_rejected.entry(reason.to_string()).or_default() += rows;
+        }
+        if let Some(reject) = self.rejects.last() {
+            let Reject { offset, reason, detail, .. } = reject;
+            let told = format!("row at byte {offset}: {reason}: {detail}");
+            next.last_error = Some(LastError::new(Timestamp::now(), &told));
         }
         next.offset = self.batch.end_offset;
         if self.batch.done && looped {

@@ -338,6 +338,12 @@ impl Round {
         measured.hosts.extend(hosts);
         measured.rows += samples + absent;
         measured.absent += absent;
+        if let Some(reason) = refused.keys().next() {
+            measured.error = Some(format!("{}: {reason}", reply.url));
+        }
+        if let Some(error) = &reply.error {
+            measured.error = Some(format!("{}: {error}", reply.url));
+        }
         for (reason, lines) in refused {
             *measured.refused.entry(reason.to_owned()).or_default() += lines;
         }

@@ -4,19 +4,28 @@
 //! read so far (`shards/`), what is queued and what is stored is nobody's to change but their
 //! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
 
+pub mod document;
 pub mod gpu_z;
 pub mod header;
 pub mod input;
+pub mod interval;
 pub mod label_text;
 pub mod series;
+mod standing;
 mod wanted;
 
+pub use standing::{SourceState, Standing};
 pub use wanted::{Applied, Wanted};
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     etcd::{Error, Etcd, Position, RangeRead},
-    keyspace::{FileRange, Key, Progress, Source, SourceKind, ValueError, from_json, to_json},
-    model::{Lane, ShardId, SourceId, Timestamp},
+    keyspace::{
+        ClaimItem, Claimant, FileRange, Key, Progress, Source, SourceKind, ValueError, from_json,
+        to_json,
+    },
+    model::{InstanceId, Lane, ShardId, SourceId, Timestamp},
 };
 
 /// How often a write is tried again because somebody else wrote in between: people and streamers
@@ -153,6 +162,50 @@ impl SourceDesk {
             }
         }
         Ok(sources)
+    }
+
+    /// How each source stands, by id.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or something there cannot be read.
+    pub async fn standings(&self) -> Result<BTreeMap<SourceId, Standing>, SourceError> {
+        let sources = self.list().await?;
+        let keyspace = self.etcd.keyspace();
+        let listing = self.etcd.range(&keyspace.prefix("shards/"), RangeRead::default()).await?;
+        let mut lanes: BTreeMap<SourceId, Vec<Progress>> = BTreeMap::new();
+        for entry in listing.entries {
+            if let Ok(Key::Shard(lane)) = keyspace.parse(&entry.key) {
+                lanes.entry(lane.source).or_default().push(from_json(&entry.key, &entry.value)?);
+            }
+        }
+        let standing = |(id, source): (SourceId, Source)| {
+            let lanes = lanes.get(&id).map_or(&[][..], Vec::as_slice);
+            let standing = Standing::of(&source, &lanes.iter().collect::<Vec<_>>());
+            (id, standing)
+        };
+        Ok(sources.into_iter().map(standing).collect())
+    }
+
+    /// Which streamers read shards of which source; of `only` one, if given.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn owners(
+        &self,
+        only: Option<&SourceId>,
+    ) -> Result<BTreeMap<SourceId, BTreeSet<InstanceId>>, SourceError> {
+        let keyspace = self.etcd.keyspace();
+        let of = only.map_or_else(String::new, |id| format!("{id}/"));
+        let range = keyspace.prefix(&format!("claims/shards/{of}"));
+        let mut owners: BTreeMap<SourceId, BTreeSet<InstanceId>> = BTreeMap::new();
+        for entry in self.etcd.range(&range, RangeRead::default()).await?.entries {
+            if let Ok(Key::Claim(ClaimItem::Shard(lane))) = keyspace.parse(&entry.key)
+                && let Ok(claimant) = from_json::<Claimant>(&entry.key, &entry.value)
+            {
+                owners.entry(lane.source).or_default().insert(claimant.instance);
+            }
+        }
+        Ok(owners)
     }
 
     /// A withdrawn source leaves its progress, which speaks of what it read.

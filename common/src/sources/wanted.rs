@@ -120,12 +120,8 @@ impl Wanted {
 
 fn name(kind: &SourceKind) -> &'static str {
     match kind {
-        SourceKind::Declared { .. } | SourceKind::Csv { .. } => "csv",
         SourceKind::Follow(_) => "csv with follow",
-        SourceKind::Simulate(_) => "simulate",
-        SourceKind::Scrape(_) => "scrape",
-        SourceKind::Nvml(_) => "nvml",
-        SourceKind::Push => "push",
+        kind => kind.as_str(),
     }
 }
 

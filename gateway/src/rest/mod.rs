@@ -26,7 +26,7 @@ pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
 };
-pub use source::{SourceResource, SourceState};
+pub use source::{SourceError, SourceResource, SourceState};
 pub use sources::SourceList;
 pub(crate) use sources::seen;
 pub use stats::{
@@ -58,7 +58,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(stats::stats))
         .routes(routes!(stream::stream))
         .routes(routes!(sources::list, sources::register))
-        .routes(routes!(sources::one, sources::change, sources::withdraw))
+        .routes(routes!(sources::one, sources::apply, sources::change, sources::withdraw))
         .merge(upload_route())
         .merge(write_route())
 }

@@ -2,6 +2,7 @@
 
 mod admit;
 mod answers;
+mod credit;
 mod cursor;
 mod observe;
 mod openapi;
@@ -24,6 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub use admit::bearer;
 pub use answers::{Answers, Basis, NextPage};
+pub(crate) use credit::{Credit, is_stuck};
 pub use cursor::{cursor_of, text_of_cursor};
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
 use openapi::Group;
