@@ -1,8 +1,8 @@
 //! A load of remote write: senders that each tell of GPUs of their own, as fast as they are
 //! answered. Prints requests and samples a second, and how long answers took.
 //!
-//! `cargo run --release -p nexus-gateway --example push -- http://127.0.0.1:8080 8 250 10`:
-//! 8 senders, 250 GPUs of ten metrics in each request, for 10 s.
+//! `cargo run -p nexus-gateway --example push -- http://127.0.0.1:8080 8 250 100`: 8 senders, 250
+//! GPUs of ten metrics in each request, 100 requests each. All of them are made beforehand.
 
 // Measures; stops at the first surprise.
 #![allow(clippy::unwrap_used)]
@@ -55,23 +55,18 @@ fn request(sender: usize, gpus: usize, at: i64, nth: u64) -> Vec<TimeSeries> {
     (0..gpus).flat_map(gpu).collect()
 }
 
-fn send(url: &str, sender: usize, gpus: usize, until: Instant) -> Sent {
+fn send(url: &str, bodies: &[Vec<u8>]) -> Sent {
     let agent: ureq::Agent =
         ureq::Agent::config_builder().http_status_as_error(false).build().into();
     let (mut answered, mut waited) = (Vec::new(), 0);
-    for nth in 0.. {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
-        let body = packed(&request(sender, gpus, at, nth));
+    for body in bodies {
         loop {
-            if Instant::now() > until {
-                return (answered, waited);
-            }
             let asked = Instant::now();
             let reply = agent
                 .post(url)
                 .header("content-type", "application/x-protobuf")
                 .header("content-encoding", "snappy")
-                .send(&body[..])
+                .send(body)
                 .unwrap();
             match reply.status().as_u16() {
                 204 => {
@@ -91,17 +86,24 @@ fn send(url: &str, sender: usize, gpus: usize, until: Instant) -> Sent {
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [base, senders, gpus, seconds] = &words[..] else {
-        panic!("usage: push URL SENDERS GPUS_A_REQUEST SECONDS");
+    let [base, senders, gpus, count] = &words[..] else {
+        panic!("usage: push URL SENDERS GPUS_A_REQUEST REQUESTS_OF_EACH");
     };
     let url = format!("{base}/api/v1/write");
     let (senders, gpus): (usize, usize) = (senders.parse().unwrap(), gpus.parse().unwrap());
+    let count: u64 = count.parse().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+    // A second apart, up to now.
+    let at = |nth: u64| now - (count - nth) as i64 * 1000;
+    let made: Vec<Vec<Vec<u8>>> = (0..senders)
+        .map(|sender| (0..count).map(|n| packed(&request(sender, gpus, at(n), n))).collect())
+        .collect();
     let began = Instant::now();
-    let until = began + Duration::from_secs(seconds.parse().unwrap());
-    let threads: Vec<_> = (0..senders)
-        .map(|sender| {
+    let threads: Vec<_> = made
+        .into_iter()
+        .map(|bodies| {
             let url = url.clone();
-            std::thread::spawn(move || send(&url, sender, gpus, until))
+            std::thread::spawn(move || send(&url, &bodies))
         })
         .collect();
     let sent: Vec<Sent> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
