@@ -31,7 +31,7 @@ use crate::{
     shard::{Go, ShardError, Shards},
     source::scrape::{
         Answered, Reader, Reading,
-        fetch::Client,
+        fetch::{Client, FetchError},
         target::{TargetFiles, due, host_of, of_shard, question_at},
     },
 };
@@ -53,22 +53,39 @@ const LINGER_PART: u64 = 10;
 /// Least time between two log lines about one target.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Questions on their way in this process.
+/// Part of both that targets may take which let us wait in vain last time: a rack that is down
+/// must not keep the others from being asked.
+const HUNG_PART: usize = 2;
+
+/// Questions on their way in this process; of those, to targets that hung last time.
 static ASKED: AtomicUsize = AtomicUsize::new(0);
+static ASKED_HUNG: AtomicUsize = AtomicUsize::new(0);
 
 /// One of them, however it ends.
-struct OnItsWay;
+struct OnItsWay {
+    hung: bool,
+    /// As [`ASKED_HUNG`], of the shard.
+    of_shard: Arc<AtomicUsize>,
+}
 
 impl OnItsWay {
-    fn new() -> Self {
+    fn new(hung: bool, of_shard: &Arc<AtomicUsize>) -> Self {
         ASKED.fetch_add(1, Relaxed);
-        Self
+        if hung {
+            ASKED_HUNG.fetch_add(1, Relaxed);
+            of_shard.fetch_add(1, Relaxed);
+        }
+        Self { hung, of_shard: Arc::clone(of_shard) }
     }
 }
 
 impl Drop for OnItsWay {
     fn drop(&mut self) {
         ASKED.fetch_sub(1, Relaxed);
+        if self.hung {
+            ASKED_HUNG.fetch_sub(1, Relaxed);
+            self.of_shard.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -83,6 +100,10 @@ struct Asked {
     /// Away while it is asked.
     reader: Option<Reader>,
     told: Option<Instant>,
+    /// When lines were last told that were not taken.
+    told_lines: Option<Instant>,
+    /// It let us wait in vain last time.
+    hung: bool,
 }
 
 /// What became of a question.
@@ -92,7 +113,7 @@ struct Reply {
     generation: u64,
     reader: Reader,
     answered: Answered,
-    error: Option<String>,
+    error: Option<FetchError>,
 }
 
 /// A shard's targets as they are now.
@@ -105,6 +126,8 @@ struct Round {
     shortest: u64,
     /// What the files said.
     files: Vec<Arc<Vec<Target>>>,
+    /// Questions on their way to targets that hung last time.
+    hung: Arc<AtomicUsize>,
     /// First instant that nobody was asked at yet.
     from: u64,
     generation: u64,
@@ -196,8 +219,8 @@ impl Waiting {
 
 impl Round {
     fn is_current(&self, scrape: &Scrape) -> bool {
-        *self.scrape == *scrape
-            && (scrape.files.is_empty() || self.files_read.elapsed() < FILES_EVERY)
+        let names_files = !scrape.files.is_empty() || scrape.ca_file.is_some();
+        *self.scrape == *scrape && (!names_files || self.files_read.elapsed() < FILES_EVERY)
     }
 
     /// The targets there are now; those that were there before go on as they were. Blocking.
@@ -226,20 +249,26 @@ impl Round {
         }
         let files_read = Instant::now();
         let old = match old {
-            Some(old) if complete && old.scrape == scrape && same(&old.files, &files) => {
+            Some(old)
+                if complete
+                    && !old.client.is_old()
+                    && old.scrape == scrape
+                    && same(&old.files, &files) =>
+            {
                 return Ok(Self { files_read, ..old });
             }
             old => old,
         };
-        let (mut before, begin, mut generation, kept) = match old {
+        let (mut before, begin, mut generation, kept, hung) = match old {
             Some(old) => {
                 let kept = (old.scrape == scrape).then_some((old.client, old.reading));
-                (old.asked, begin.max(old.from), old.generation, kept)
+                (old.asked, begin.max(old.from), old.generation, kept, old.hung)
             }
-            None => (HashMap::new(), begin, 0, None),
+            None => (HashMap::new(), begin, 0, None, Arc::default()),
         };
         let (client, reading) = match kept {
-            Some(kept) => kept,
+            Some((client, reading)) if !client.is_old() => (client, reading),
+            Some((old, reading)) => (renewed(old, &scrape, secrets), reading),
             None => {
                 // Series were read by other rules: they are met anew.
                 generation += 1;
@@ -275,7 +304,8 @@ impl Round {
                     generation += 1;
                     let reader = Some(Reader::new(host.clone(), &url));
                     let due = due(&url, interval, begin);
-                    Asked { target, host, due, generation, reader, told: None }
+                    let (told, told_lines, hung) = (None, None, false);
+                    Asked { target, host, due, generation, reader, told, told_lines, hung }
                 }
             };
             asked.insert(url, known);
@@ -287,7 +317,19 @@ impl Round {
         let intervals = asked.values().filter_map(|asked| asked.target.interval_ms);
         let shortest = intervals.fold(scrape.interval_ms, u64::min);
         let from = begin;
-        Ok(Self { scrape, client, reading, asked, shortest, files, from, generation, files_read })
+        let round = Self {
+            scrape,
+            client,
+            reading,
+            asked,
+            shortest,
+            files,
+            hung,
+            from,
+            generation,
+            files_read,
+        };
+        Ok(round)
     }
 
     /// Asks who is due. How many questions nobody asked in time, and when the next is due.
@@ -299,7 +341,11 @@ impl Round {
                 continue;
             }
             let interval = asked.target.interval_ms.unwrap_or(self.scrape.interval_ms).max(1);
-            let room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
+            let mut room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
+            if asked.hung {
+                room &= self.hung.load(Relaxed) < ASKED_MAX / HUNG_PART
+                    && ASKED_HUNG.load(Relaxed) < ASKED_BY_ALL_MAX / HUNG_PART;
+            }
             // One that has not answered yet is not asked again: its answer takes that long.
             let Some(mut reader) = asked.reader.take_if(|_| room) else { continue };
             let (late, at) = question_at(asked.due, interval, now);
@@ -315,7 +361,7 @@ impl Round {
             let generation = asked.generation;
             let (client, reading) = (self.client.clone(), Arc::clone(&self.reading));
             let (url, host) = (asked.target.url.clone(), asked.host.clone());
-            let on_its_way = OnItsWay::new();
+            let on_its_way = OnItsWay::new(asked.hung, &self.hung);
             replies.spawn_blocking(move || {
                 let (answered, error) = question(&client, &reading, &url, &host, at, &mut reader);
                 drop(on_its_way);
@@ -338,16 +384,36 @@ impl Round {
         measured.hosts.extend(hosts);
         measured.rows += samples + absent;
         measured.absent += absent;
+        if !refused.is_empty() && is_due(asked.told_lines) {
+            asked.told_lines = Some(Instant::now());
+            tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+        }
         for (reason, lines) in refused {
             *measured.refused.entry(reason.to_owned()).or_default() += lines;
         }
+        asked.hung = reply.error.as_ref().is_some_and(FetchError::is_timeout);
         if let Some(error) = reply.error
-            && asked.told.is_none_or(|told| told.elapsed() > TELL_EVERY)
+            && is_due(asked.told)
         {
             asked.told = Some(Instant::now());
+            let error = format!("{:#}", anyhow::Error::from(error));
             tracing::warn!(url = reply.url, error, "a target does not answer");
         }
     }
+}
+
+/// Whether something may be told again.
+fn is_due(told: Option<Instant>) -> bool {
+    told.is_none_or(|told| told.elapsed() > TELL_EVERY)
+}
+
+/// A client by the files as they are now; the old one while they are being changed.
+fn renewed(old: Client, scrape: &Scrape, secrets: &Path) -> Client {
+    Client::new(scrape, secrets).unwrap_or_else(|error| {
+        let error = format!("{:#}", anyhow::Error::from(error));
+        tracing::warn!(error, "targets go on being asked with the certificates there were");
+        old
+    })
 }
 
 /// Whether these are the very same lists.
@@ -363,15 +429,12 @@ fn question(
     host: &HostName,
     at: u64,
     reader: &mut Reader,
-) -> (Answered, Option<String>) {
+) -> (Answered, Option<FetchError>) {
     let started = Instant::now();
     let instant = i64::try_from(at).unwrap_or(i64::MAX);
     let (mut answered, error) = match client.get(url) {
         Ok((body, format)) => (reader.read(&body, format, instant, reading), None),
-        Err(error) => {
-            let told = format!("{:#}", anyhow::Error::from(error));
-            (Answered::default(), Some(told))
-        }
+        Err(error) => (Answered::default(), Some(error)),
     };
     answered.add_up(host, url, instant, error.is_none(), started.elapsed().as_secs_f64());
     (answered, error)

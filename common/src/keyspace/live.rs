@@ -103,6 +103,12 @@ pub struct Scrape {
     /// PEM of the authorities that `https` targets are checked with, where streamers find it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
+    /// PEM of the certificate, and those above it, that `https` targets are shown; and its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<String>,
+    /// PEM of the certificate's private key: a secret, as those of [`Login`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
     /// What is taken.
     #[serde(default)]
     pub rules: Rules,
@@ -273,6 +279,8 @@ mod tests {
                 honour_times: true,
                 login,
                 ca_file: Some(text()),
+                cert_file: Some(text()),
+                key_file: Some(text()),
                 rules: Rules {
                     keep: vec![text()],
                     drop: vec![text()],

@@ -225,7 +225,12 @@ fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
         Login::Bearer { token_file } => Some(token_file),
         Login::Basic { password_file, .. } => Some(password_file),
     };
-    let paths = scrape.files.iter().chain(&scrape.ca_file).chain(login);
+    if scrape.cert_file.is_some() != scrape.key_file.is_some() {
+        let reason = "cert_file and key_file go together: a certificate and its key".to_owned();
+        return Err(SourceError::Field { field: "cert_file", reason });
+    }
+    let shown = scrape.cert_file.iter().chain(&scrape.key_file);
+    let paths = scrape.files.iter().chain(&scrape.ca_file).chain(login).chain(shown);
     paths.map(String::as_str).try_for_each(check_path)?;
     let mut urls = BTreeSet::new();
     for target in &scrape.targets {

@@ -114,6 +114,8 @@ struct Scraped {
     bearer: Option<Bearer>,
     basic: Option<Basic>,
     ca_file: Option<String>,
+    cert_file: Option<String>,
+    key_file: Option<String>,
     #[serde(default)]
     keep: Vec<String>,
     #[serde(default)]
@@ -304,6 +306,8 @@ fn scrape(scraped: Scraped) -> anyhow::Result<SourceKind> {
         honour_times: scraped.honour_times,
         login,
         ca_file: scraped.ca_file,
+        cert_file: scraped.cert_file,
+        key_file: scraped.key_file,
         rules: Rules { keep: scraped.keep, drop: scraped.drop, rename: scraped.rename },
         target_shards: scraped.shards,
     })))
@@ -346,6 +350,10 @@ mod tests {
         check(&one("nvml: {interval: 1s}"), &["line 3", "host"]);
         check(&one("nvml: {host: a/b}"), &["line 3", "[A-Za-z0-9._:-]"]);
         check(&one("nvml: {host: a, interval: 1ms}"), &["not from 100 to 86400000"]);
+        let scraped =
+            |more: &str| one(&format!("scrape: {{targets: [{{url: \"http://a/m\"}}], {more}}}"));
+        check(&scraped("cert_file: /c"), &["source a", "cert_file and key_file go together"]);
+        check(&scraped("cert_file: /c, key_file: k"), &["\"k\" is not absolute"]);
         check(&one("note: 1"), &["line 3", "note"]);
         check(
             "sources: [{name: a}]",

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // tests may
 
 mod exporter;
+mod faulty;
 mod follow;
 mod fuzz;
 mod gpu_z;
@@ -14,4 +15,5 @@ mod process;
 mod refusal;
 mod replay;
 mod scrape;
+mod scrape_faults;
 mod wanted;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    os::unix::fs::MetadataExt,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,7 +12,7 @@ use nexus_common::{
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fetch::{FetchError, read_at_most};
+use super::fetch::{FetchError, Stamp, read_at_most, stamp};
 
 /// Largest file of targets, in bytes, and most targets of one shard: about a question a
 /// millisecond at a usual interval, more than one shard can carry.
@@ -48,11 +47,10 @@ pub(crate) enum TargetsError {
 #[derive(Debug, Default)]
 pub(crate) struct TargetFiles(Mutex<HashMap<String, Known>>);
 
-/// A file that was read, and what it is told by: its inode, its length, and when it was written
-/// (seconds, nanoseconds).
+/// A file that was read, and what it is told by.
 #[derive(Debug)]
 struct Known {
-    is: (u64, u64, i64, i64),
+    is: Stamp,
     targets: Arc<Vec<Target>>,
 }
 
@@ -60,9 +58,7 @@ impl TargetFiles {
     /// The targets of a file: the same ones as long as it does not change. Blocking.
     pub(crate) fn read(&self, path: &str) -> Result<Arc<Vec<Target>>, TargetsError> {
         // Before it is read: what is written meanwhile is another file.
-        let is = std::fs::metadata(path)
-            .map_err(|error| FetchError::File(path.to_owned(), error))
-            .map(|is| (is.ino(), is.len(), is.mtime(), is.mtime_nsec()))?;
+        let is = stamp(path).map_err(|error| FetchError::File(path.to_owned(), error))?;
         // Nothing in here panics half way. Held while it is read: the others wait for it.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.get(path).filter(|known| known.is == is) {
