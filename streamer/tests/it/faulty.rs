@@ -28,7 +28,7 @@ pub(crate) struct Faulty {
 impl Faulty {
     /// Over plain HTTP.
     pub(crate) fn start() -> Self {
-        Self::serve(|stream| answer(stream))
+        Self::serve(answer)
     }
 
     /// Over TLS, as `tls` says.

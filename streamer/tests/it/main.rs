@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // tests may
 
 mod exporter;
+mod exposition;
 mod faulty;
 mod follow;
 mod fuzz;
