@@ -1,5 +1,6 @@
 //! `nexus-streamer source ...`: what shall be read, written into etcd; streamers follow it live.
 
+mod discover;
 mod file;
 
 use std::{io::Write, path::PathBuf};
@@ -136,7 +137,11 @@ fn describe(source: &Source) -> (&'static str, String) {
         SourceKind::Scrape(scrape) => {
             let (targets, files) = (scrape.targets.len(), scrape.files.len());
             let every = show_ms(scrape.interval_ms);
-            ("scrape", format!("{targets} targets, {files} files of targets, every {every}"))
+            let mut reads = format!("{targets} targets, {files} files of targets");
+            for one in &scrape.discover {
+                reads += &format!(", {}", discover::show(one));
+            }
+            ("scrape", format!("{reads}, every {every}"))
         }
         SourceKind::Nvml(nvml) => {
             let (host, every) = (&nvml.host, show_ms(nvml.interval_ms));

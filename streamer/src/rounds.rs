@@ -31,6 +31,7 @@ use crate::{
     shard::{Go, ShardError, Shards},
     source::scrape::{
         Answered, Reader, Reading,
+        discover::{Discovered, Question},
         fetch::{Client, FetchError},
         target::{TargetFiles, due, host_of, of_shard, question_at},
     },
@@ -124,8 +125,11 @@ struct Round {
     asked: HashMap<String, Asked>,
     /// Shortest interval of them all, in milliseconds.
     shortest: u64,
-    /// What the files said.
-    files: Vec<Arc<Vec<Target>>>,
+    /// What the files said, and whoever else names targets.
+    lists: Vec<Arc<Vec<Target>>>,
+    /// Whom to ask for more of them, and how many changes of their answers are in the lists.
+    questions: Vec<Question>,
+    changes: u64,
     /// Questions on their way to targets that hung last time.
     hung: Arc<AtomicUsize>,
     /// First instant that nobody was asked at yet.
@@ -151,20 +155,27 @@ impl Shards {
     ) -> Result<Go, ShardError> {
         let mut round: Option<Round> = None;
         let mut replies: JoinSet<Reply> = JoinSet::new();
+        let mut finding: JoinSet<()> = JoinSet::new();
         let mut waiting = Waiting::default();
         loop {
             let source = self.sources.get(&producer.lane().source).map(|source| source.kind);
             let Some(SourceKind::Scrape(scrape)) = source else { return Ok(Go::Ended) };
             let (shard, begin) = (producer.lane().shard.0, producer.progress().offset);
             let mut now_round = match round.take() {
-                Some(known) if known.is_current(&scrape) => known,
+                Some(known) if known.is_current(&scrape, &self.discovered) => known,
                 old => {
-                    let (secrets, files) =
-                        (self.args.scrape_secrets_dir.clone(), Arc::clone(&self.target_files));
-                    let renew = move || Round::renew(old, scrape, &files, &secrets, shard, begin);
+                    let (files, discovered) = (&self.target_files, &self.discovered);
+                    let lists = (Arc::clone(files), Arc::clone(discovered));
+                    let secrets = self.args.scrape_secrets_dir.clone();
+                    let renew = move || Round::renew(old, scrape, &lists, &secrets, shard, begin);
                     spawn_blocking(renew).await??
                 }
             };
+            // Targets are asked meanwhile, as they are known so far.
+            for asking in now_round.questions.iter().filter_map(|q| self.discovered.due(q)) {
+                finding.spawn_blocking(|| asking.ask());
+            }
+            while finding.try_join_next().is_some() {}
             tokio::select! {
                 () = gone.as_mut() => return Ok(Go::Ended),
                 waited = self.wait_for_room(&mut producer) => waited?,
@@ -218,25 +229,30 @@ impl Waiting {
 }
 
 impl Round {
-    fn is_current(&self, scrape: &Scrape) -> bool {
+    fn is_current(&self, scrape: &Scrape, discovered: &Discovered) -> bool {
         let names_files = !scrape.files.is_empty() || scrape.ca_file.is_some();
-        *self.scrape == *scrape && (!names_files || self.files_read.elapsed() < FILES_EVERY)
+        let heard = self.questions.is_empty() || self.changes == discovered.changes();
+        *self.scrape == *scrape
+            && heard
+            && (!names_files || self.files_read.elapsed() < FILES_EVERY)
     }
 
     /// The targets there are now; those that were there before go on as they were. Blocking.
     fn renew(
         old: Option<Self>,
         scrape: Box<Scrape>,
-        target_files: &TargetFiles,
+        (target_files, discovered): &(Arc<TargetFiles>, Arc<Discovered>),
         secrets: &Path,
         shard: u32,
         begin: u64,
     ) -> Result<Self, ShardError> {
-        let mut files = Vec::new();
+        // Before they are looked at: what is told meanwhile is another change.
+        let changes = discovered.changes();
+        let mut lists = Vec::new();
         let mut complete = true;
         for path in &scrape.files {
             match target_files.read(path) {
-                Ok(targets) => files.push(targets),
+                Ok(targets) => lists.push(targets),
                 Err(error) => {
                     complete = false;
                     let error = format!("{:#}", anyhow::Error::from(error));
@@ -247,15 +263,24 @@ impl Round {
                 }
             }
         }
+        let questions = Question::of(&scrape);
+        for question in &questions {
+            // Nobody told it yet: whoever was asked before us goes on being asked.
+            let Some(targets) = discovered.known(question) else {
+                complete = false;
+                continue;
+            };
+            lists.push(targets);
+        }
         let files_read = Instant::now();
         let old = match old {
             Some(old)
                 if complete
                     && !old.client.is_old()
                     && old.scrape == scrape
-                    && same(&old.files, &files) =>
+                    && same(&old.lists, &lists) =>
             {
-                return Ok(Self { files_read, ..old });
+                return Ok(Self { files_read, changes, ..old });
             }
             old => old,
         };
@@ -285,7 +310,7 @@ impl Round {
             }
         };
         let mut asked = HashMap::new();
-        let all = scrape.targets.iter().chain(files.iter().flat_map(|targets| targets.iter()));
+        let all = scrape.targets.iter().chain(lists.iter().flat_map(|targets| targets.iter()));
         for target in of_shard(all, &scrape, shard) {
             let Some(host) = host_of(&target) else {
                 tracing::warn!(
@@ -311,8 +336,7 @@ impl Round {
             asked.insert(url, known);
         }
         if !complete {
-            let stay = before.into_iter().filter(|_| !scrape.files.is_empty());
-            asked.extend(stay);
+            asked.extend(before);
         }
         let intervals = asked.values().filter_map(|asked| asked.target.interval_ms);
         let shortest = intervals.fold(scrape.interval_ms, u64::min);
@@ -323,7 +347,9 @@ impl Round {
             reading,
             asked,
             shortest,
-            files,
+            lists,
+            questions,
+            changes,
             hung,
             from,
             generation,

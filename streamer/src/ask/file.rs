@@ -17,6 +17,7 @@ use nexus_common::{
 };
 use serde::Deserialize;
 
+use super::discover::Discovered;
 use crate::{interval::parse_ms, mapping::parse_offset};
 
 /// Largest file, in bytes: thousands of sources. Bounds what a wrong path makes us read.
@@ -102,6 +103,8 @@ struct Scraped {
     targets: Vec<Asked>,
     #[serde(default)]
     files: Vec<String>,
+    #[serde(default)]
+    discover: Vec<Discovered>,
     #[serde(default = "ten_seconds")]
     interval: Length,
     timeout: Option<Length>,
@@ -160,7 +163,7 @@ struct Basic {
 /// A length of time, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-struct Length(u64);
+pub(super) struct Length(pub(super) u64);
 
 impl TryFrom<String> for Length {
     type Error = String;
@@ -295,10 +298,13 @@ fn scrape(scraped: Scraped) -> anyhow::Result<SourceKind> {
         interval_ms: interval.map(|length| length.0),
     });
     let interval_ms = scraped.interval.0;
+    let discover = scraped.discover.into_iter().map(Discovered::value);
+    let discover = discover.collect::<anyhow::Result<Vec<_>>>()?;
     Ok(SourceKind::Scrape(Box::new(Scrape {
         cluster: scraped.cluster,
         targets: targets.collect(),
         files: scraped.files,
+        discover,
         interval_ms,
         timeout_ms: scraped.timeout.map_or(interval_ms.min(10_000), |length| length.0),
         body_bytes_max: scraped.body_bytes_max,
@@ -354,6 +360,21 @@ mod tests {
             |more: &str| one(&format!("scrape: {{targets: [{{url: \"http://a/m\"}}], {more}}}"));
         check(&scraped("cert_file: /c"), &["source a", "cert_file and key_file go together"]);
         check(&scraped("cert_file: /c, key_file: k"), &["\"k\" is not absolute"]);
+        let found = |from: &str| one(&format!("scrape: {{discover: [{{{from}}}]}}"));
+        check(&one("scrape: {}"), &["neither targets nor files or discover"]);
+        check(&found("web: {}"), &["line 3", "web", "http"]);
+        check(&found(""), &["exactly one of http, dns and kubernetes"]);
+        check(&found("http: {url: \"ftp://a\"}"), &["is not like http://node:9100/metrics"]);
+        check(&found("http: {url: \"https://a/t\"}"), &["needs ca_file"]);
+        check(&found("http: {url: \"http://a/t\", refresh: 1s}"), &["not from 5000 to 86400000"]);
+        check(&found("dns: {name: a b}"), &["source a", "\"a b\" is not like _dcgm._tcp"]);
+        check(&found("dns: {name: a, record: mx}"), &["line 3", "srv", "aaaa"]);
+        check(&found("dns: {name: a, port: 1}"), &["SRV records say it"]);
+        check(&found("dns: {name: a, record: a}"), &["addresses do not say it", "1 to 65535"]);
+        check(&found("dns: {name: a, path: m}"), &["\"m\" is not like /metrics"]);
+        check(&found("dns: {name: a, https: true}"), &["https needs ca_file"]);
+        check(&found("kubernetes: {namespace: A}"), &["\"A\" is not like gpu-operator"]);
+        check(&found("kubernetes: {namespace: a, port: \"\"}"), &["a port's name"]);
         check(&one("note: 1"), &["line 3", "note"]);
         check(
             "sources: [{name: a}]",

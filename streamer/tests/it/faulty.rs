@@ -33,9 +33,17 @@ impl Faulty {
 
     /// Over TLS, as `tls` says.
     pub(crate) fn secured(tls: Arc<ServerConfig>) -> Self {
-        Self::serve(move |stream| {
-            let connection = ServerConnection::new(Arc::clone(&tls)).unwrap();
-            answer(StreamOwned::new(connection, stream))
+        Self::serve(move |stream| answer(wrapped(&tls, stream)))
+    }
+
+    /// Whatever `answer` makes of the head of a question: a status and a body.
+    pub(crate) fn answering(
+        tls: Option<Arc<ServerConfig>>,
+        answer: impl Fn(&str) -> (&'static str, String) + Clone + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(move |stream| match &tls {
+            Some(tls) => answer_with(wrapped(tls, stream), &answer),
+            None => answer_with(stream, &answer),
         })
     }
 
@@ -67,17 +75,37 @@ impl Drop for Faulty {
     }
 }
 
-/// Answers one question as its path says; one that lets wait does so until nobody waits.
-fn answer(mut stream: impl Read + Write) -> std::io::Result<()> {
+fn wrapped(tls: &Arc<ServerConfig>, stream: TcpStream) -> StreamOwned<ServerConnection, TcpStream> {
+    StreamOwned::new(ServerConnection::new(Arc::clone(tls)).unwrap(), stream)
+}
+
+/// The head of a question; none when nobody asks any more.
+fn head(stream: &mut impl Read) -> std::io::Result<Option<String>> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
         if stream.read(&mut byte)? == 0 {
-            return Ok(());
+            return Ok(None);
         }
         head.push(byte[0]);
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
+    Ok(Some(String::from_utf8_lossy(&head).into_owned()))
+}
+
+fn answer_with(
+    mut stream: impl Read + Write,
+    answer: impl Fn(&str) -> (&'static str, String),
+) -> std::io::Result<()> {
+    let Some(head) = head(&mut stream)? else { return Ok(()) };
+    let (status, body) = answer(&head);
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}")?;
+    stream.flush()
+}
+
+/// Answers one question as its path says; one that lets wait does so until nobody waits.
+fn answer(mut stream: impl Read + Write) -> std::io::Result<()> {
+    let Some(head) = head(&mut stream)? else { return Ok(()) };
     // What stands behind the question mark only tells targets apart.
     let path = head.split([' ', '?']).nth(1).unwrap_or_default();
     let knows = |login: &str| head.contains(&format!("uthorization: {login}\r\n"));

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // tests may
 
+mod discover;
 mod exporter;
 mod exposition;
 mod faulty;

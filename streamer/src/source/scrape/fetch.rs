@@ -72,6 +72,31 @@ impl FetchError {
     }
 }
 
+/// What a client needs: how it says who it is, whom it trusts, and what it bears.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    pub(crate) login: Login,
+    pub(crate) ca_file: Option<String>,
+    pub(crate) cert_file: Option<String>,
+    pub(crate) key_file: Option<String>,
+    pub(crate) timeout_ms: u64,
+    pub(crate) body_bytes_max: u64,
+}
+
+impl Access {
+    /// As a source's targets are asked.
+    pub(crate) fn of(scrape: &Scrape) -> Self {
+        Self {
+            login: scrape.login.clone(),
+            ca_file: scrape.ca_file.clone(),
+            cert_file: scrape.cert_file.clone(),
+            key_file: scrape.key_file.clone(),
+            timeout_ms: scrape.timeout_ms,
+            body_bytes_max: scrape.body_bytes_max,
+        }
+    }
+}
+
 /// A client for all targets of a source.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
@@ -86,22 +111,26 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client as the source says, which may send what lies in `secrets`. Reads its authorities
-    /// and what it shows of itself.
+    /// A client as the source says, which may send what lies in `secrets`.
     pub(crate) fn new(scrape: &Scrape, secrets: &Path) -> Result<Self, FetchError> {
+        Self::with(Access::of(scrape), secrets)
+    }
+
+    /// A client of any kind. Reads its authorities and what it shows of itself.
+    pub(crate) fn with(access: Access, secrets: &Path) -> Result<Self, FetchError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
-        let files = [&scrape.ca_file, &scrape.cert_file, &scrape.key_file].into_iter().flatten();
+        let files = [&access.ca_file, &access.cert_file, &access.key_file].into_iter().flatten();
         // Before they are read: what is written meanwhile is another file.
         let read = files.map(|path| (path.clone(), stamp(path).ok())).collect();
-        if let Some(path) = &scrape.ca_file {
+        if let Some(path) = &access.ca_file {
             tls = tls.root_certs(RootCerts::new_with_certs(&certificates(path)?));
         }
-        if let Some((shown, path)) = scrape.cert_file.as_ref().zip(scrape.key_file.as_ref()) {
+        if let Some((shown, path)) = access.cert_file.as_ref().zip(access.key_file.as_ref()) {
             tls = tls.client_cert(Some(own_certificate(shown, inside(path, secrets)?)?));
         }
         let agent = Agent::config_builder()
-            .timeout_global(Some(Duration::from_millis(scrape.timeout_ms)))
+            .timeout_global(Some(Duration::from_millis(access.timeout_ms)))
             .user_agent(concat!("nexus-streamer/", env!("CARGO_PKG_VERSION")))
             .max_redirects(0)
             .http_status_as_error(false)
@@ -111,10 +140,10 @@ impl Client {
             .new_agent();
         Ok(Self {
             agent,
-            login: scrape.login.clone(),
+            login: access.login,
             read,
             secrets: secrets.to_owned(),
-            body_bytes_max: scrape.body_bytes_max,
+            body_bytes_max: access.body_bytes_max,
         })
     }
 

@@ -16,7 +16,7 @@ use super::fetch::{FetchError, Stamp, read_at_most, stamp};
 
 /// Largest file of targets, in bytes, and most targets of one shard: about a question a
 /// millisecond at a usual interval, more than one shard can carry.
-const FILE_BYTES_MAX: u64 = 16 << 20;
+pub(super) const FILE_BYTES_MAX: u64 = 16 << 20;
 pub(crate) const SHARD_TARGETS_MAX: usize = 10_000;
 /// How late a target is still asked, at least and in parts of its interval: what it answers is
 /// written down as of the instant that it was due, and the next one follows soon. Later, that
@@ -75,11 +75,15 @@ impl TargetFiles {
 
 /// The targets of a file; `__scheme__` and `__metrics_path__` are understood, and `host`.
 fn read_file(path: &str) -> Result<Vec<Target>, TargetsError> {
-    let bytes = read_at_most(path, FILE_BYTES_MAX)?;
+    groups(&read_at_most(path, FILE_BYTES_MAX)?, path)
+}
+
+/// The targets of a list that stands at `path`.
+pub(super) fn groups(bytes: &[u8], path: &str) -> Result<Vec<Target>, TargetsError> {
     // JSON is YAML, and read much faster as what it is.
-    let groups: Vec<Group> = match serde_json::from_slice(&bytes) {
+    let groups: Vec<Group> = match serde_json::from_slice(bytes) {
         Ok(groups) => groups,
-        Err(_) => serde_saphyr::from_str(&String::from_utf8_lossy(&bytes))
+        Err(_) => serde_saphyr::from_str(&String::from_utf8_lossy(bytes))
             .map_err(|error| TargetsError::Format(path.to_owned(), Box::new(error)))?,
     };
     let mut targets = Vec::new();
