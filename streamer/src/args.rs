@@ -10,6 +10,8 @@ use nexus_common::{
     sources::interval::parse_offset,
 };
 
+use crate::source::scrape::discover::Kubernetes;
+
 /// Flags of `run`.
 #[derive(Debug, Clone, Parser)]
 pub struct Args {
@@ -63,6 +65,17 @@ pub struct Args {
     /// Where the tokens and passwords lie that sources may have sent to their targets
     #[arg(long, env = "SCRAPE_SECRETS_DIR", default_value = "/etc/nexus/secrets")]
     pub scrape_secrets_dir: PathBuf,
+    /// API of Kubernetes, where sources discover targets by it [default: that of the cluster whose
+    /// pod this is]
+    #[arg(long, env = "KUBERNETES_API")]
+    pub kubernetes_api: Option<String>,
+    /// Folder with the token and ca.crt of the account that asks it
+    #[arg(
+        long,
+        env = "KUBERNETES_ACCOUNT_DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    pub kubernetes_account_dir: PathBuf,
     /// Name of this host, as sources of kind nvml name it [default: the kernel's host name]
     #[arg(long, env = "HOST_NAME")]
     pub host_name: Option<HostName>,
@@ -76,6 +89,18 @@ pub struct Args {
 }
 
 impl Args {
+    /// The API of Kubernetes: as given, or as every pod finds it in its environment.
+    pub(crate) fn kubernetes(&self) -> Option<Kubernetes> {
+        let own = || {
+            let host = std::env::var("KUBERNETES_SERVICE_HOST").ok()?;
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?;
+            Some(format!("https://{host}:{port}"))
+        };
+        let api = self.kubernetes_api.clone().or_else(own)?;
+        Some(Kubernetes::new(&api, &self.kubernetes_account_dir))
+    }
+
     /// The host that this process runs on: as given, or as the kernel calls it, if that can be a
     /// host's name.
     pub(crate) fn host(&self) -> Option<HostName> {

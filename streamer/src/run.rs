@@ -17,6 +17,7 @@ use crate::{
     cut::cut_declared,
     register::Registration,
     shard::{Shards, Told},
+    source::scrape::discover::Discovered,
     sources::Sources,
 };
 
@@ -89,6 +90,7 @@ async fn stream(
         permits: Arc::new(Semaphore::new(args.parallel_shards as usize)),
         cache: Arc::new(Mutex::new(None)),
         target_files: Arc::default(),
+        discovered: Arc::new(Discovered::new(args.scrape_secrets_dir.clone(), args.kubernetes())),
         full: Arc::clone(&full),
         told: Arc::new(Mutex::new(Told::default())),
         args: Arc::clone(&args),

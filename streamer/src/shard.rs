@@ -30,7 +30,7 @@ use crate::{
     source::{
         CsvFile, FileError,
         csv::SeriesCache,
-        scrape::{fetch::FetchError, target::TargetFiles},
+        scrape::{discover::Discovered, fetch::FetchError, target::TargetFiles},
     },
     sources::Sources,
 };
@@ -56,6 +56,8 @@ pub(crate) struct Shards {
     pub(crate) cache: Arc<Mutex<Option<SeriesCache>>>,
     /// Files of targets that were read.
     pub(crate) target_files: Arc<TargetFiles>,
+    /// Lists of targets that others keep.
+    pub(crate) discovered: Arc<Discovered>,
     /// Whether etcd is too full to take more.
     pub(crate) full: Arc<AtomicBool>,
     pub(crate) told: Arc<Mutex<Told>>,

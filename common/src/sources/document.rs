@@ -1,9 +1,12 @@
 //! A source as people write it down: in a file of sources, or in the body of a request.
 
+mod discover;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+pub use self::discover::{Discovered, DnsDiscovery, HttpDiscovery, KubernetesDiscovery};
 use super::{SourceError, Wanted, interval::parse_ms, interval::parse_offset};
 use crate::{
     keyspace::{
@@ -150,6 +153,9 @@ pub struct ScrapeSource {
     /// Files of targets, as Prometheus' `file_sd` has them: absolute paths.
     #[serde(default)]
     files: Vec<String>,
+    /// Others who name targets; at most 16.
+    #[serde(default)]
+    discover: Vec<Discovered>,
     /// From one question to the next, such as 500ms, 15s or 2m.
     #[serde(default = "ten_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
@@ -172,6 +178,11 @@ pub struct ScrapeSource {
     basic: Option<BasicLogin>,
     /// The authorities that https targets are checked with: an absolute path.
     ca_file: Option<String>,
+    /// The certificate to show https targets: an absolute path, below the streamers'
+    /// directory of secrets.
+    cert_file: Option<String>,
+    /// The key of `cert_file`.
+    key_file: Option<String>,
     /// Metrics to take; * stands for anything. All if none is given.
     #[serde(default)]
     keep: Vec<String>,
@@ -332,10 +343,13 @@ fn scrape(scraped: ScrapeSource) -> Result<SourceKind, SourceError> {
         interval_ms: interval.map(|length| length.0),
     });
     let interval_ms = scraped.interval.0;
+    let discover = scraped.discover.into_iter().map(Discovered::value);
+    let discover = discover.collect::<Result<Vec<_>, _>>()?;
     Ok(SourceKind::Scrape(Box::new(Scrape {
         cluster: scraped.cluster,
         targets: targets.collect(),
         files: scraped.files,
+        discover,
         interval_ms,
         timeout_ms: scraped.timeout.map_or(interval_ms.min(10_000), |length| length.0),
         body_bytes_max: scraped.body_bytes_max,
@@ -343,6 +357,8 @@ fn scrape(scraped: ScrapeSource) -> Result<SourceKind, SourceError> {
         honour_times: scraped.honour_times,
         login,
         ca_file: scraped.ca_file,
+        cert_file: scraped.cert_file,
+        key_file: scraped.key_file,
         rules: Rules { keep: scraped.keep, drop: scraped.drop, rename: scraped.rename },
         target_shards: scraped.shards,
     })))

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::SourceError;
+use super::{SourceError, discover};
 use crate::{
     keyspace::{
         Mapping, Source, SourceKind,
         live::{
-            BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml, PUSH_SHARDS,
-            SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
+            BODY_BYTES, DISCOVER_MAX, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml,
+            PUSH_SHARDS, SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
         },
     },
     limits::SECTION_SERIES_MAX,
@@ -203,8 +203,11 @@ fn check_simulate(simulate: &Simulate) -> Result<(), SourceError> {
 fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
     check_range("targets, their number,", scrape.targets.len(), 0..=TARGETS_MAX)?;
     check_range("files, their number,", scrape.files.len(), 0..=LISTED_MAX)?;
-    if scrape.targets.is_empty() && scrape.files.is_empty() {
-        let reason = "there are neither targets nor files that name any".to_owned();
+    check_range("discover, their number,", scrape.discover.len(), 0..=DISCOVER_MAX)?;
+    let secured = scrape.ca_file.is_some();
+    scrape.discover.iter().try_for_each(|one| discover::check(one, secured))?;
+    if scrape.targets.is_empty() && scrape.files.is_empty() && scrape.discover.is_empty() {
+        let reason = "there are neither targets nor files or discover that name any".to_owned();
         return Err(SourceError::Field { field: "targets", reason });
     }
     let rules = &scrape.rules;
@@ -225,11 +228,16 @@ fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
         Login::Bearer { token_file } => Some(token_file),
         Login::Basic { password_file, .. } => Some(password_file),
     };
-    let paths = scrape.files.iter().chain(&scrape.ca_file).chain(login);
+    if scrape.cert_file.is_some() != scrape.key_file.is_some() {
+        let reason = "cert_file and key_file go together: a certificate and its key".to_owned();
+        return Err(SourceError::Field { field: "cert_file", reason });
+    }
+    let shown = scrape.cert_file.iter().chain(&scrape.key_file);
+    let paths = scrape.files.iter().chain(&scrape.ca_file).chain(login).chain(shown);
     paths.map(String::as_str).try_for_each(check_path)?;
     let mut urls = BTreeSet::new();
     for target in &scrape.targets {
-        check_url(&target.url, scrape.ca_file.is_some())?;
+        check_url(&target.url, secured)?;
         if let Some(host) = &target.host {
             HostName::new(host)
                 .map_err(|e| SourceError::Field { field: "host", reason: e.to_string() })?;
@@ -246,7 +254,7 @@ fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
 }
 
 /// Whether a streamer could ask there.
-fn check_url(url: &str, secured: bool) -> Result<(), SourceError> {
+pub(super) fn check_url(url: &str, secured: bool) -> Result<(), SourceError> {
     let bad = |reason: String| Err(SourceError::Field { field: "url", reason });
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     let address = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
@@ -260,7 +268,7 @@ fn check_url(url: &str, secured: bool) -> Result<(), SourceError> {
     Ok(())
 }
 
-fn check_range<T: PartialOrd + std::fmt::Display>(
+pub(super) fn check_range<T: PartialOrd + std::fmt::Display>(
     field: &'static str,
     value: T,
     allowed: std::ops::RangeInclusive<T>,
