@@ -2,7 +2,7 @@
 # Measures live streams: thousands of WebSocket subscribers on one gateway, what clients of
 # everything that never read do to them, and how late a replayed row reaches a client. All on this
 # machine.
-#   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), ROUNDS (6), PHASES (fan,stuck,flow)
+#   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), ROUNDS (6), PHASES (fan,stuck,flow,idle)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$here/scripts/lib.sh"
 

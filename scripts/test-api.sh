@@ -45,6 +45,8 @@ scripts/scale.sh collector 1 >/dev/null
 scripts/scale.sh gateway 1 >/dev/null
 scripts/scale.sh streamer 1 >/dev/null
 wait_until 60 counted || die "test-api: the gateway does not count the sample"
+# What is asked for at random is not to be streamed.
+scripts/scale.sh streamer 0 >/dev/null
 # What streams has no end, and the audit reads everything: neither is asked at random. That agg
 # needs step, and end_time may not lie before start_time, a document cannot say: a refusal of what
 # it allows is no finding.

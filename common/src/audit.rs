@@ -139,7 +139,7 @@ impl Audit {
             Ok(key) => key,
             Err(error) => return self.breach(error.to_string()),
         };
-        let leased = matches!(key, Key::Claim(_) | Key::Instance(..));
+        let leased = matches!(key, Key::Claim(_) | Key::Instance(..) | Key::Request(..));
         if leased != (entry.lease != 0) {
             let said = if leased { "has no lease: it will never end" } else { "has a lease" };
             self.breach(format!("{text} {said}"));

@@ -3,7 +3,15 @@
 //! [`Producer`] owns a shard's progress, [`Consumer`] a partition's cursors. Neither trusts what
 //! it remembers: every write is a [`Commit`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+mod pack;
+
+pub use pack::{fits, messages, messages_of_good, pack, sections_of_good};
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -11,15 +19,21 @@ use crate::{
     crash_in_flight, crash_point,
     etcd::{Claim, Commit, Error, Etcd, Outcome, Position, RangeRead},
     keyspace::{
-        CommitSummary, Cursor, DeadLetter, Key, Keyspace, LaneMove, Progress, from_json, to_json,
+        CommitSummary, Cursor, DeadLetter, Key, KeyRange, Keyspace, LaneMove, Progress, Receipt,
+        from_json, to_json,
     },
     limits::{BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, TXN_BYTES_MAX},
-    model::{Lane, PartitionId, Timestamp},
+    model::{Lane, PartitionId, SourceId, Timestamp},
     runtime::{Life, Metrics},
 };
 
 /// Messages read in one request: together below the answer limit.
 const RECEIVE_PAGE: usize = 16;
+
+/// Over how long a lane's rate is measured: long enough for what comes every few seconds.
+const RATE_OVER: Duration = Duration::from_secs(10);
+/// And the first time.
+const RATE_FIRST: Duration = Duration::from_secs(1);
 
 /// One message, ready to be sent.
 #[derive(Debug, Clone)]
@@ -52,6 +66,8 @@ pub struct Producer {
     position: Position,
     /// First message not yet taken, as last seen.
     cursor: u64,
+    /// When the present measurement of the rate began, and the samples enqueued until then.
+    rated: (Instant, u64),
 }
 
 impl Producer {
@@ -64,12 +80,14 @@ impl Producer {
         let partition = lane.partition(life.config.partitions);
         let key = etcd.keyspace().key(&Key::Shard(lane.clone()));
         let Some(entry) = etcd.get(&key).await? else { return Ok(None) };
+        let progress: Progress = from_json(&entry.key, &entry.value)?;
         let mut producer = Self {
             metrics: Arc::clone(&life.process.metrics),
             claim,
             lane,
             partition,
-            progress: from_json(&entry.key, &entry.value)?,
+            rated: (Instant::now(), progress.samples),
+            progress,
             position: Position::seen(key, Some(&entry)),
             cursor: 0,
             etcd,
@@ -110,8 +128,8 @@ impl Producer {
         TXN_BYTES_MAX - 64 * 1024
     }
 
-    /// Appends `messages` and moves the progress to `progress` (whose `next`, `claim` and `at`
-    /// are filled in here), in one transaction.
+    /// Appends `messages` and moves the progress to `progress` (whose `next`, `claim`, `at` and
+    /// `rate_milli` are filled in here), in one transaction.
     ///
     /// # Errors
     /// When the outcome cannot be found out, or etcd refuses: open the producer again before
@@ -119,18 +137,55 @@ impl Producer {
     pub async fn enqueue(
         &mut self,
         messages: &[Message],
+        progress: Progress,
+    ) -> Result<Enqueued, Error> {
+        self.enqueue_with(messages, progress, |_| {}).await
+    }
+
+    /// [`Producer::enqueue`], only if `source` still is as it was seen and none of the requests
+    /// whose samples these are was enqueued before; each leaves its receipt. `Moved` may also mean
+    /// that there is such a request: [`receipts`] tells.
+    ///
+    /// # Errors
+    /// As there, also when the lease of the receipts is gone.
+    pub async fn enqueue_once(
+        &mut self,
+        messages: &[Message],
+        progress: Progress,
+        source: &Position,
+        requests: &[(u128, Receipt)],
+        lease: i64,
+    ) -> Result<Enqueued, Error> {
+        let keyspace = self.etcd.keyspace().clone();
+        let id = self.lane.source.clone();
+        self.enqueue_with(messages, progress, |commit| {
+            commit.require_unchanged(source);
+            for (hash, receipt) in requests {
+                let key = keyspace.key(&Key::Request(id.clone(), *hash));
+                commit.create(&key, to_json(receipt), lease);
+            }
+        })
+        .await
+    }
+
+    async fn enqueue_with(
+        &mut self,
+        messages: &[Message],
         mut progress: Progress,
+        add: impl FnOnce(&mut Commit<'_>),
     ) -> Result<Enqueued, Error> {
         debug_assert!(messages.len() <= ENQUEUE_MESSAGES_MAX);
         debug_assert!(messages.iter().all(|m| m.bytes.len() <= BLOCK_BYTES_MAX));
         progress.next = self.progress.next + messages.len() as u64;
         progress.claim = self.claim.create_revision();
         progress.at = Timestamp::now();
+        let rated = self.rate(&mut progress);
         let mut commit = Commit::new(&self.claim, &self.position, to_json(&progress));
         for (seq, message) in (self.progress.next..).zip(messages) {
             let key = Key::Message(self.partition, self.lane.clone(), seq, message.samples);
             commit.put(&self.etcd.keyspace().key(&key), message.bytes.to_vec());
         }
+        add(&mut commit);
         commit.read(&self.cursor_key());
         let started = Instant::now();
         crash_point!("enqueue.before_send");
@@ -141,6 +196,7 @@ impl Producer {
                 crash_point!("enqueue.applied");
                 self.position.mod_revision = revision;
                 self.progress = progress;
+                self.rated = rated.unwrap_or(self.rated);
                 if let Some(Some(entry)) = reads.and_then(|reads| reads.into_iter().next()) {
                     self.cursor = from_json::<Cursor>(&entry.key, &entry.value)?.next;
                 }
@@ -158,6 +214,20 @@ impl Producer {
         }
     }
 
+    /// Fills in the rate where there is enough to tell it from: of the first second, if nothing
+    /// was told before. Returns where the next measurement begins, if this one ended.
+    fn rate(&self, progress: &mut Progress) -> Option<(Instant, u64)> {
+        let (since, before) = self.rated;
+        let took = since.elapsed();
+        let enough = if progress.rate_milli == 0 { RATE_FIRST } else { RATE_OVER };
+        if took < enough {
+            return None;
+        }
+        let samples = progress.samples.saturating_sub(before) as f64;
+        progress.rate_milli = (samples * 1000.0 / took.as_secs_f64()).round() as u64;
+        Some((Instant::now(), progress.samples))
+    }
+
     async fn read_again(&mut self) -> Result<Enqueued, Error> {
         let Some(entry) = self.etcd.get(&self.position.key).await? else {
             // The source was withdrawn.
@@ -172,6 +242,19 @@ impl Producer {
     fn cursor_key(&self) -> String {
         self.etcd.keyspace().key(&Key::Cursor(self.partition, self.lane.clone()))
     }
+}
+
+/// Which of some requests to `source` were enqueued already, as far as receipts are kept.
+///
+/// # Errors
+/// When etcd does not answer.
+pub async fn receipts(etcd: &Etcd, source: &SourceId, hashes: &[u128]) -> Result<Vec<bool>, Error> {
+    let ranges: Vec<KeyRange> = hashes
+        .iter()
+        .map(|hash| KeyRange::one(&etcd.keyspace().key(&Key::Request(source.clone(), *hash))))
+        .collect();
+    let found = etcd.ranges(&ranges).await?;
+    Ok(found.iter().map(|listing| !listing.entries.is_empty()).collect())
 }
 
 /// A message taken from a lane, not yet committed.

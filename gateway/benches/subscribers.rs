@@ -2,13 +2,15 @@
 //! that never read do to others. Run it by `scripts/bench-live.sh`, which raises the limit of open
 //! files; the gateway, the collector and the streamer are processes of their own, etcd is real.
 //!
-//!   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), ROUNDS (6), PHASES (fan,stuck,flow)
+//!   SUBSCRIBERS (5000), STUCK (1000), SECONDS_EACH (30), ROUNDS (6), PHASES (fan,stuck,flow,idle)
 
 // A benchmark may panic: then there is no figure.
 #![allow(clippy::unwrap_used)]
 
 #[path = "subscribers/client.rs"]
 mod client;
+#[path = "subscribers/idle.rs"]
+mod idle;
 #[path = "../tests/it/pipeline.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
 mod pipeline;
@@ -249,7 +251,7 @@ async fn flow() {
     let etcd = TestEtcd::with_flags(&["--snapshot-count=2000"]);
     let folder = tempfile::tempdir().unwrap();
     let csv = folder.path().join("flow.csv");
-    generate(&csv, (seconds + 10) * 10);
+    generate(&csv, (HOSTS, GPUS), (seconds + 10) * 10);
     let _collector = Process::start("collector", &etcd, &[]);
     let (gateway, address) = gateway(&etcd).await;
     let path = csv.to_str().unwrap();
@@ -280,8 +282,8 @@ async fn flow() {
     );
 }
 
-fn generate(csv: &Path, seconds: usize) {
-    let (hosts, gpus, seconds) = (HOSTS.to_string(), GPUS.to_string(), seconds.to_string());
+fn generate(csv: &Path, (hosts, gpus): (usize, usize), seconds: usize) {
+    let (hosts, gpus, seconds) = (hosts.to_string(), gpus.to_string(), seconds.to_string());
     let flags = ["--hosts", &hosts, "--gpus-per-host", &gpus, "--seconds", &seconds, "--seed", "1"];
     let status =
         Command::new(binary("streamer")).arg("generate").args(flags).arg("--out").arg(csv).status();
@@ -293,7 +295,7 @@ fn main() {
     if std::env::args().any(|arg| arg == "--test") {
         return;
     }
-    let phases = std::env::var("PHASES").unwrap_or_else(|_| "fan,stuck,flow".to_owned());
+    let phases = std::env::var("PHASES").unwrap_or_else(|_| "fan,stuck,flow,idle".to_owned());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         for phase in phases.split(',') {
@@ -301,7 +303,8 @@ fn main() {
                 "fan" => fan(false).await,
                 "stuck" => fan(true).await,
                 "flow" => flow().await,
-                other => panic!("PHASES: {other:?} is not one of fan, stuck, flow"),
+                "idle" => idle::idle().await,
+                other => panic!("PHASES: {other:?} is not one of fan, stuck, flow, idle"),
             }
         }
     });

@@ -24,6 +24,7 @@ use crate::{
     tls::{Tls, TlsError, TlsFiles},
     view::View,
     web::{self, Answers, App, AppParts, HttpMeters, Origin, Origins, StreamArgs, Streams},
+    write::{self, WriteArgs, WriteDesk},
 };
 
 /// How long running requests may take to end once the process is told to: a little longer than
@@ -140,6 +141,9 @@ pub struct GatewayArgs {
     /// Flags of uploads.
     #[command(flatten)]
     pub uploads: UploadArgs,
+    /// Flags of remote write.
+    #[command(flatten)]
+    pub writes: WriteArgs,
     /// Flags of live streams.
     #[command(flatten)]
     pub streams: StreamArgs,
@@ -191,6 +195,8 @@ pub struct Serving {
     pub address: SocketAddr,
     /// What it serves from.
     pub view: View,
+    /// What enqueues what is sent to it, while there is a session.
+    pub writes: Arc<WriteDesk>,
     served: JoinHandle<()>,
     followed: JoinHandle<()>,
     files_followed: JoinHandle<()>,
@@ -222,6 +228,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         of_one: args.connections_per_address_max,
     });
     connections.register(&process.metrics);
+    let (writes, desk) = write::desk(&args.writes, &process.args.cluster_id, &process.metrics);
     let app = App::from(AppParts {
         view: view.clone(),
         metrics: Arc::clone(&process.metrics),
@@ -238,6 +245,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         graphql: args.enable_graphql,
         streams: Arc::new(Streams::new(&args.streams, &process.metrics)),
         uploads: Uploads::new(&args.uploads)?,
+        writes,
         stop: process.stop.clone(),
     });
     descriptors::raise_for(args.connections_max);
@@ -257,7 +265,8 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         };
         tokio::join!(auth.follow(stop.clone()), certificates);
     });
-    Ok(Serving { address, view, served, followed, files_followed })
+    let writes = Arc::new(desk);
+    Ok(Serving { address, view, writes, served, followed, files_followed })
 }
 
 /// Says where is served, and what that leaves open.
@@ -285,22 +294,30 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let process =
         Process::start(Role::Gateway, args.common.clone(), args.gateway_id.as_ref()).await?;
     let serving = start(&process, &args).await.context("start serving")?;
-    let view = serving.view.clone();
-    let lived =
-        runtime::run(process.clone(), serving.address, |life| live(life, view.clone())).await;
+    let (view, writes) = (serving.view.clone(), Arc::clone(&serving.writes));
+    let lived = runtime::run(process.clone(), serving.address, |life| {
+        live(life, view.clone(), Arc::clone(&writes))
+    })
+    .await;
     process.stop.cancel();
     serving.finish().await;
     lived
 }
 
-/// One session: tells how old the view is. Serving goes on whatever becomes of the session.
-async fn live(life: Life, view: View) -> anyhow::Result<()> {
+/// One session: enqueues what is sent, and tells how old the view is. Serving goes on whatever
+/// becomes of the session.
+async fn live(life: Life, view: View, writes: Arc<WriteDesk>) -> anyhow::Result<()> {
+    tokio::join!(tell_figures(&life, view), writes.serve(&life));
+    Ok(())
+}
+
+async fn tell_figures(life: &Life, view: View) {
     let figures = &life.process.metrics.figures;
     let mut tick = tokio::time::interval(FIGURES_EVERY);
     loop {
         tokio::select! {
-            () = life.process.stop.cancelled() => return Ok(()),
-            () = life.session.lost().cancelled() => return Ok(()),
+            () = life.process.stop.cancelled() => return,
+            () = life.session.lost().cancelled() => return,
             _ = tick.tick() => {
                 let staleness = view.staleness().map_or(0, |s| s.as_millis());
                 figures.lag_ms.store(u64::try_from(staleness).unwrap_or(u64::MAX), Relaxed);

@@ -8,13 +8,11 @@ use nexus_common::{
     limits::MESSAGE_SAMPLES_MAX,
     model::{GpuId, HostName, InstanceId},
     runtime::CommonArgs,
+    sources::interval::parse_offset,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    mapping::parse_offset,
-    source::{fetched::Fetched, scrape::discover::Kubernetes},
-};
+use crate::source::{fetched::Fetched, scrape::discover::Kubernetes};
 
 /// Flags of `run`.
 #[derive(Debug, Clone, Parser)]

@@ -1,7 +1,6 @@
 //! `nexus-streamer source ...`: what shall be read, written into etcd; streamers follow it live.
 
-mod discover;
-mod file;
+mod yaml;
 
 use std::{io::Write, path::PathBuf};
 
@@ -9,13 +8,26 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use nexus_common::{
     etcd::Etcd,
-    keyspace::{Source, SourceKind},
-    model::SourceId,
+    keyspace::{LastError, Source, SourceKind, discover::Discover},
+    model::{InstanceId, SourceId, Timestamp},
     runtime::CommonArgs,
-    sources::{Applied, SourceDesk, Wanted},
+    sources::{Applied, SourceDesk, Standing, Wanted, interval::show_ms},
 };
 
-use crate::interval::show_ms;
+/// What `source list` tells of each.
+const HEAD: [&str; 11] = [
+    "NAME",
+    "KIND",
+    "STATE",
+    "DONE",
+    "SAMPLES",
+    "PER SECOND",
+    "REFUSED",
+    "MISSED",
+    "LAST",
+    "OWNERS",
+    "READS",
+];
 
 /// What to do with sources.
 #[derive(Debug, Clone, Args)]
@@ -66,7 +78,7 @@ pub enum Ask {
 pub async fn ask(args: SourceArgs) -> anyhow::Result<()> {
     // A file that is wrong is told before etcd is asked.
     let wanted = match &args.ask {
-        Ask::Apply { file, .. } => file::read(file)?,
+        Ask::Apply { file, .. } => yaml::read(file)?,
         _ => Vec::new(),
     };
     let desk = SourceDesk::new(Etcd::connect(args.common.etcd()).await?);
@@ -112,40 +124,102 @@ async fn apply(
     Ok(())
 }
 
+/// A line each, and one more for what went wrong last.
 async fn list(desk: &SourceDesk) -> anyhow::Result<()> {
-    let sources = desk.list().await?;
-    let width = sources.iter().map(|(id, _)| id.as_str().len()).max().unwrap_or(0).max(4);
-    say(&format!("{:width$}  {:8}  {:7}  {:>6}  READS", "NAME", "KIND", "STATE", "SHARDS"))?;
-    for (id, source) in sources {
-        let (kind, reads) = describe(&source);
-        let state = if source.paused { "paused" } else { "wanted" };
-        let (name, shards) = (id.as_str(), source.shards);
-        say(&format!("{name:width$}  {kind:8}  {state:7}  {shards:>6}  {reads}"))?;
+    let (sources, standings) = (desk.list().await?, desk.standings().await?);
+    let owners = desk.owners(None).await?;
+    let now = Timestamp::now();
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    let mut errors = vec![None];
+    for (id, source) in &sources {
+        // One that came or went between the two readings.
+        let Some(standing) = standings.get(id) else { continue };
+        let owners = owners.get(id).into_iter().flatten();
+        let owners: Vec<&str> = owners.map(InstanceId::as_str).collect();
+        let last = standing.last_enqueued_at.map_or("-".to_owned(), |at| ago(now, at));
+        rows.push([
+            id.to_string(),
+            source.kind.as_str().to_owned(),
+            standing.state.as_str().to_owned(),
+            format!("{}/{}", standing.shards_done, source.shards),
+            standing.samples.to_string(),
+            format!("{:.1}", standing.samples_per_second),
+            standing.rejected().to_string(),
+            standing.missed.to_string(),
+            last,
+            if owners.is_empty() { "-".to_owned() } else { owners.join(",") },
+            reads(source, standing),
+        ]);
+        let told = |error: &LastError| format!("  {}: {}", ago(now, error.at), error.told);
+        errors.push(standing.last_error.as_ref().map(told));
+    }
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max();
+    let widths: [usize; HEAD.len()] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    for (row, error) in rows.iter().zip(errors) {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        say(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        error.as_deref().map_or(Ok(()), say)?;
     }
     Ok(())
 }
 
-fn describe(source: &Source) -> (&'static str, String) {
+/// How long ago it was, in the largest unit that tells it.
+fn ago(now: Timestamp, at: Timestamp) -> String {
+    let seconds = (now.as_millis() - at.as_millis()).max(0) as f64 / 1000.0;
+    match seconds {
+        s if s < 60.0 => format!("{s:.1}s ago"),
+        s if s < 3600.0 => format!("{:.0}m ago", s / 60.0),
+        s if s < 86_400.0 => format!("{:.0}h ago", s / 3600.0),
+        s => format!("{:.0}d ago", s / 86_400.0),
+    }
+}
+
+/// What it reads, and how far it is in it.
+fn reads(source: &Source, standing: &Standing) -> String {
+    let of = describe(source);
+    match source.kind {
+        SourceKind::Csv { bytes, .. } if bytes > 0 => {
+            let part = standing.bytes_read as f64 / bytes as f64 * 100.0;
+            // Of a packed file more is read than lies there.
+            if part > 100.0 { of } else { format!("{of}, {part:.0} %") }
+        }
+        _ => of,
+    }
+}
+
+fn describe(source: &Source) -> String {
     match &source.kind {
-        SourceKind::Csv { path, .. } | SourceKind::Declared { path, .. } => ("csv", path.clone()),
-        SourceKind::Follow(follow) => ("csv", format!("{}, as it grows", follow.path)),
+        SourceKind::Csv { path, .. } | SourceKind::Declared { path, .. } => path.clone(),
+        SourceKind::Follow(follow) => format!("{}, as it grows", follow.path),
         SourceKind::Simulate(simulate) => {
             let (hosts, gpus) = (simulate.hosts, simulate.gpus);
-            let every = show_ms(simulate.interval_ms);
-            ("simulate", format!("{hosts} hosts x {gpus} GPUs every {every}"))
+            format!("{hosts} hosts x {gpus} GPUs every {}", show_ms(simulate.interval_ms))
         }
         SourceKind::Scrape(scrape) => {
             let (targets, files) = (scrape.targets.len(), scrape.files.len());
             let every = show_ms(scrape.interval_ms);
             let mut reads = format!("{targets} targets, {files} files of targets");
             for one in &scrape.discover {
-                reads += &format!(", {}", discover::show(one));
+                reads += &format!(", {}", show(one));
             }
-            ("scrape", format!("{reads}, every {every}"))
+            format!("{reads}, every {every}")
         }
         SourceKind::Nvml(nvml) => {
-            let (host, every) = (&nvml.host, show_ms(nvml.interval_ms));
-            ("nvml", format!("GPUs of {host} every {every}"))
+            format!("GPUs of {} every {}", nvml.host, show_ms(nvml.interval_ms))
+        }
+        SourceKind::Push => "what is sent to gateways".to_owned(),
+    }
+}
+
+/// In a word or two, for a list.
+fn show(discover: &Discover) -> String {
+    match discover {
+        Discover::Http(lists) => format!("those of {}", lists.url),
+        Discover::Dns(names) => format!("those of {} in the DNS", names.name),
+        Discover::Kubernetes(endpoints) => {
+            let selector = endpoints.selector.as_deref().unwrap_or("all");
+            format!("those of {} ({selector}) in Kubernetes", endpoints.namespace)
         }
     }
 }
@@ -153,4 +227,23 @@ fn describe(source: &Source) -> (&'static str, String) {
 /// One line to standard output. A reader that has left ends it.
 fn say(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_the_largest_unit() {
+        let at = |seconds: i64| Timestamp::from_millis(seconds * 1000).unwrap();
+        let check = |seconds: i64, expected: &str| {
+            assert_eq!(ago(at(1_000_000), at(1_000_000 - seconds)), expected);
+        };
+        check(0, "0.0s ago");
+        check(-5, "0.0s ago"); // clocks differ
+        check(59, "59.0s ago");
+        check(150, "2m ago");
+        check(7200, "2h ago");
+        check(200_000, "2d ago");
+    }
 }

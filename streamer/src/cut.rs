@@ -137,7 +137,8 @@ fn open(source: Source, fetched: &Fetched) -> Result<Cut, CutError> {
         SourceKind::Follow(_)
         | SourceKind::Simulate(_)
         | SourceKind::Scrape(_)
-        | SourceKind::Nvml(_) => {
+        | SourceKind::Nvml(_)
+        | SourceKind::Push => {
             return Err(CutError::Unusable(anyhow::anyhow!("it has no file to be cut")));
         }
     };

@@ -12,12 +12,12 @@ use std::{
 use nexus_common::{
     keyspace::{Followed, Mapping, Progress, SourceKind},
     model::ClusterId,
-    queue::{Enqueued, Producer},
+    queue::{Enqueued, Producer, fits, messages},
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
-    prepare::{PrepareError, Prepared, messages, too_large},
+    prepare::{PrepareError, Prepared},
     shard::{Go, ShardError, Shards},
     source::{
         FileError,
@@ -144,7 +144,7 @@ fn look(tail: &mut Tail, cluster: &ClusterId, most: u64) -> Result<Found, ShardE
         let rejects = std::mem::take(&mut batch.rejects);
         let messages = messages(cluster, hosts).map_err(PrepareError::from)?;
         let prepared = Prepared { messages, batch, rejects };
-        if too_large(&prepared) && rows_max > 1 {
+        if !fits(&prepared.messages) && rows_max > 1 {
             tail.back_to(from);
             rows_max /= 2;
             continue;

@@ -8,7 +8,6 @@ pub mod ask;
 mod cut;
 mod follow;
 pub mod generate;
-mod interval;
 mod live;
 mod local;
 mod mapping;

@@ -7,15 +7,15 @@
 use std::{collections::BTreeMap, pin::Pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use nexus_common::{
-    keyspace::{Progress, SourceKind, live::Simulate},
+    keyspace::{LastError, Progress, SourceKind, live::Simulate},
     limits::ENQUEUE_MESSAGES_MAX,
     model::{ClusterId, HostSamples, Timestamp},
-    queue::{Enqueued, Message, Producer},
+    queue::{Enqueued, Message, Producer, messages_of_good},
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
-    prepare::{PrepareError, messages},
+    prepare::PrepareError,
     shard::{Go, ShardError, Shards},
     source::simulate::hosts_at,
 };
@@ -37,6 +37,8 @@ pub(crate) struct Measured {
     pub(crate) missed: u64,
     /// First millisecond that nothing was measured for yet.
     pub(crate) position: u64,
+    /// What went wrong, if something did.
+    pub(crate) error: Option<String>,
     pub(crate) done: bool,
 }
 
@@ -47,9 +49,12 @@ impl Measured {
         for (reason, lines) in &self.refused {
             *rows_rejected.entry(reason.clone()).or_default() += lines;
         }
+        let error = self.error.as_deref();
+        let last_error = error.map(|told| LastError::new(Timestamp::now(), told));
         Progress {
             rows_absent: progress.rows_absent + self.absent,
             rows_rejected,
+            last_error: last_error.or_else(|| progress.last_error.clone()),
             offset: progress.offset.max(self.position),
             rows_accepted: progress.rows_accepted + self.rows,
             missed: progress.missed + self.missed,
@@ -145,9 +150,12 @@ impl Shards {
         mut measured: Measured,
     ) -> Result<Enqueued, ShardError> {
         let hosts = std::mem::take(&mut measured.hosts);
-        let (all, refused) = spawn_blocking(move || encoded(&cluster, hosts)).await??;
+        let (all, refused) = spawn_blocking(move || messages_of_good(&cluster, hosts))
+            .await?
+            .map_err(PrepareError::from)?;
         if refused > 0 {
             *measured.refused.entry("not encodable".to_owned()).or_default() += refused;
+            measured.error = Some(format!("{refused} samples cannot be encoded"));
         }
         let mut next = measured.advance(producer.progress());
         let mut rest = all.as_slice();
@@ -179,32 +187,6 @@ impl Shards {
         tracing::info!(lane = %producer.lane(), "the shard is somebody else's now");
         Go::Ended
     }
-}
-
-/// The messages of these hosts. One that no message can hold, whoever told it, must not keep the
-/// others from being enqueued: its samples are refused, and how many these are is told.
-fn encoded(
-    cluster: &ClusterId,
-    hosts: Vec<HostSamples>,
-) -> Result<(Vec<Message>, u64), PrepareError> {
-    if let Ok(all) = messages(cluster, hosts.clone()) {
-        return Ok((all, 0));
-    }
-    let mut refused = 0;
-    let (mut good, mut bad) = (Vec::new(), 0);
-    for host in hosts {
-        let samples = host.samples() as u64;
-        match messages(cluster, vec![host.clone()]) {
-            Ok(_) => good.push(host),
-            Err(error) => {
-                (refused, bad) = (refused + samples, bad + 1);
-                if bad == 1 {
-                    tracing::warn!(host = %host.host, %error, "what a host tells cannot be stored");
-                }
-            }
-        }
-    }
-    Ok((messages(cluster, good)?, refused))
 }
 
 /// How many of these messages fit in one transaction: at least one, if there is one.

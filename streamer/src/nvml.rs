@@ -6,10 +6,10 @@ use clap::Args as ClapArgs;
 use nexus_common::{
     keyspace::{SourceKind, live::Nvml},
     model::SourceId,
-    sources::Wanted,
+    sources::{Wanted, interval::parse_ms},
 };
 
-use crate::{args::Args, interval::parse_ms, run::run_with, source::nvml::probe};
+use crate::{args::Args, run::run_with, source::nvml::probe};
 
 /// What `main` returns when there is no driver: `EX_UNAVAILABLE` of `sysexits.h`.
 pub const NO_DRIVER: u8 = 69;

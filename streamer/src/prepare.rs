@@ -6,11 +6,10 @@ use std::{
 };
 
 use nexus_common::{
-    block::{Block, EncodeError, Section},
-    keyspace::{FileRange, Progress, Replay},
-    limits::{BLOCK_BYTES_MAX, ENQUEUE_MESSAGES_MAX, MESSAGE_BYTES_TARGET, MESSAGE_HOSTS_MAX},
-    model::{ClusterId, HostSamples, Timestamp},
-    queue::{Message, Producer},
+    block::EncodeError,
+    keyspace::{FileRange, LastError, Progress, Replay},
+    model::{ClusterId, Timestamp},
+    queue::{Message, fits, messages},
 };
 use tokio::sync::mpsc;
 
@@ -19,8 +18,6 @@ use crate::source::{
     csv::{Batch, BatchLimits, Next, ReadError, Reject, Restamp, SeriesCache, ShardReader},
 };
 
-/// Room left in a block for its header.
-const HEADER_BYTES: usize = 16 * 1024;
 /// Longest sleep of a paced reader before it looks whether it is still wanted.
 const NAP: Duration = Duration::from_millis(50);
 /// How long before they are due rows of a replay are read and encoded: longer than a hundred
@@ -53,6 +50,11 @@ impl Prepared {
         next.samples += self.batch.samples;
         for (reason, rows) in &self.batch.rejected {
             *next.rows_rejected.entry(reason.to_string()).or_default() += rows;
+        }
+        if let Some(reject) = self.rejects.last() {
+            let Reject { offset, reason, detail, .. } = reject;
+            let told = format!("row at byte {offset}: {reason}: {detail}");
+            next.last_error = Some(LastError::new(Timestamp::now(), &told));
         }
         next.offset = self.batch.end_offset;
         if self.batch.done && looped {
@@ -130,7 +132,7 @@ impl Task {
             let (prepared, done) = match prepared {
                 // Not due yet.
                 Ok(None) => continue,
-                Ok(Some(prepared)) if too_large(&prepared) && rows_max > 1 => {
+                Ok(Some(prepared)) if !fits(&prepared.messages) && rows_max > 1 => {
                     rows_max /= 2;
                     match self.again(reader, from, restamp) {
                         Ok(again) => {
@@ -237,109 +239,11 @@ fn restamp(replay: &Replay, round: u64) -> Restamp {
     }
 }
 
-/// Whether a batch does not fit in one transaction: then fewer rows have to do.
-pub(crate) fn too_large(prepared: &Prepared) -> bool {
-    let bytes: usize = prepared.messages.iter().map(|m| m.bytes.len()).sum();
-    prepared.messages.len() > ENQUEUE_MESSAGES_MAX || bytes > Producer::room()
-}
-
-/// Encodes hosts into as few messages as keep below the size to aim at.
-pub(crate) fn messages(
-    cluster: &ClusterId,
-    hosts: Vec<HostSamples>,
-) -> Result<Vec<Message>, EncodeError> {
-    let mut sections = Vec::with_capacity(hosts.len());
-    for host in hosts {
-        encode(host, &mut sections)?;
-    }
-    let mut messages = Vec::new();
-    let mut open: Vec<Section> = Vec::new();
-    let mut bytes = 0;
-    for section in sections {
-        let full =
-            open.len() >= MESSAGE_HOSTS_MAX || bytes + section.byte_len() > MESSAGE_BYTES_TARGET;
-        if !open.is_empty() && full {
-            messages.push(message(cluster, std::mem::take(&mut open))?);
-            bytes = 0;
-        }
-        bytes += section.byte_len();
-        open.push(section);
-    }
-    if !open.is_empty() {
-        messages.push(message(cluster, open)?);
-    }
-    Ok(messages)
-}
-
-fn message(cluster: &ClusterId, sections: Vec<Section>) -> Result<Message, EncodeError> {
-    let block = Block { cluster: cluster.clone(), sections };
-    Ok(Message { samples: block.samples(), bytes: block.encode()? })
-}
-
-/// Encodes one host; in halves, where the whole would be larger than a block may be.
-fn encode(host: HostSamples, into: &mut Vec<Section>) -> Result<(), EncodeError> {
-    if host.samples() == 0 {
-        return Ok(());
-    }
-    let section = Section::encode(&host)?;
-    if section.byte_len() + HEADER_BYTES <= BLOCK_BYTES_MAX || host.samples() < 2 {
-        into.push(section);
-        return Ok(());
-    }
-    let (left, right) = halves(host);
-    encode(left, into)?;
-    encode(right, into)
-}
-
-/// Splits by series, or the one series there is by time.
-fn halves(mut host: HostSamples) -> (HostSamples, HostSamples) {
-    let mut right = HostSamples { series: Vec::new(), ..host.clone() };
-    if host.series.len() > 1 {
-        right.series = host.series.split_off(host.series.len() / 2);
-    } else if let Some(series) = host.series.first_mut() {
-        let mut later = series.clone();
-        let middle = series.values.len() / 2;
-        later.values = series.values.split_off(middle);
-        later.timestamps = series.timestamps.split_off(middle);
-        right.series.push(later);
-    }
-    (host, right)
-}
-
 #[cfg(test)]
 mod tests {
-    use nexus_common::model::{Labels, SeriesSamples};
+    use nexus_common::block::Block;
 
     use super::*;
-
-    /// Values that nothing can compress.
-    fn noise(samples: usize, series: usize) -> HostSamples {
-        let mut state = 1u64;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            f64::from_bits((state >> 12) | 0x3ff0_0000_0000_0000)
-        };
-        let series = (0..series).map(|i| SeriesSamples {
-            gpu: None,
-            metric: format!("noise_{i}").parse().unwrap(),
-            labels: Labels::default(),
-            timestamps: (0..samples as i64).collect(),
-            values: (0..samples).map(|_| next()).collect(),
-        });
-        HostSamples { host: "h".parse().unwrap(), gpus: vec![], series: series.collect() }
-    }
-
-    #[test]
-    fn what_cannot_be_compressed_is_cut_into_messages_that_fit() {
-        let cluster = ClusterId::new("c").unwrap();
-        for (samples, series) in [(150_000, 1), (30_000, 5)] {
-            let made = messages(&cluster, vec![noise(samples, series)]).unwrap();
-            assert!(made.iter().all(|m| m.bytes.len() <= BLOCK_BYTES_MAX));
-            assert_eq!(made.iter().map(|m| m.samples).sum::<u64>(), (samples * series) as u64);
-            let decoded = made.iter().map(|m| Block::decode(m.bytes.clone()).unwrap().samples());
-            assert_eq!(decoded.sum::<u64>(), (samples * series) as u64);
-        }
-    }
 
     #[test]
     fn a_looped_replay_moves_on_in_time() {

@@ -410,20 +410,24 @@ impl Round {
         measured.hosts.extend(hosts);
         measured.rows += samples + absent;
         measured.absent += absent;
-        if !refused.is_empty() && is_due(asked.told_lines) {
-            asked.told_lines = Some(Instant::now());
-            tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+        if let Some(reason) = refused.keys().next() {
+            measured.error = Some(format!("{}: {reason}", reply.url));
+            if is_due(asked.told_lines) {
+                asked.told_lines = Some(Instant::now());
+                tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+            }
         }
         for (reason, lines) in refused {
             *measured.refused.entry(reason.to_owned()).or_default() += lines;
         }
         asked.hung = reply.error.as_ref().is_some_and(FetchError::is_timeout);
-        if let Some(error) = reply.error
-            && is_due(asked.told)
-        {
-            asked.told = Some(Instant::now());
+        if let Some(error) = reply.error {
             let error = format!("{:#}", anyhow::Error::from(error));
-            tracing::warn!(url = reply.url, error, "a target does not answer");
+            measured.error = Some(format!("{}: {error}", reply.url));
+            if is_due(asked.told) {
+                asked.told = Some(Instant::now());
+                tracing::warn!(url = reply.url, error, "a target does not answer");
+            }
         }
     }
 }

@@ -1,20 +1,15 @@
 //! Source to queue: registers what the flags name, claims shards, streams them.
 
-use std::{
-    sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
 use nexus_common::{
     model::{Role, SourceId},
-    runtime::{Life, Process, health_routes, run as run_process, serve, work_alone_on, work_on},
+    runtime::{
+        Life, Process, health_routes, run as run_process, serve, watch_fill, work_alone_on, work_on,
+    },
     sources::{SourceDesk, Wanted},
 };
-use tokio::{
-    sync::Semaphore,
-    task::spawn_blocking,
-    time::{interval, timeout},
-};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,11 +20,6 @@ use crate::{
     source::{fetched::Fetched, scrape::discover::Discovered},
     sources::Sources,
 };
-
-/// How often etcd is asked how full it is.
-const FILL_EVERY: Duration = Duration::from_secs(2);
-/// Part of etcd's quota at which intake pauses: the rest is for draining what is queued.
-const FILL_MAX: f64 = 0.8;
 
 /// Runs a streamer until it is told to stop.
 ///
@@ -124,19 +114,4 @@ async fn stream(
         () = cut_declared(&life, &sources, &fetched) => {}
     }
     Ok(())
-}
-
-/// Keeps `full` up to date. A size that cannot be had (a managed etcd may refuse) counts as
-/// unknown: then only the depth of the queue holds back.
-async fn watch_fill(life: &Life, quota_bytes: u64, full: &AtomicBool) {
-    let mut tick = interval(FILL_EVERY);
-    loop {
-        tick.tick().await;
-        let asked = timeout(FILL_EVERY, life.process.etcd.used_bytes()).await;
-        if let Ok(Ok(used)) = asked {
-            let fill = used as f64 / quota_bytes as f64;
-            life.process.metrics.database_fill.set(fill);
-            full.store(fill >= FILL_MAX, Relaxed);
-        }
-    }
 }

@@ -200,7 +200,9 @@ impl Shards {
             SourceKind::Scrape(_) => self.scrape(producer, gone).await,
             SourceKind::Follow(_) => self.tail(producer, gone).await,
             SourceKind::Nvml(_) => self.measure(producer, gone).await,
-            SourceKind::Csv { .. } | SourceKind::Declared { .. } => Ok(Go::Ended),
+            SourceKind::Csv { .. } | SourceKind::Declared { .. } | SourceKind::Push => {
+                Ok(Go::Ended)
+            }
         }
     }
 

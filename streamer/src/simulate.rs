@@ -4,10 +4,10 @@ use clap::Args as ClapArgs;
 use nexus_common::{
     keyspace::{SourceKind, live::Simulate},
     model::{SourceId, Timestamp},
-    sources::Wanted,
+    sources::{Wanted, interval::parse_ms},
 };
 
-use crate::{args::Args, interval::parse_ms, run::run_with};
+use crate::{args::Args, run::run_with};
 
 /// What to make up.
 #[derive(Debug, Clone, ClapArgs)]

@@ -160,7 +160,7 @@ impl Known {
         let open = open.filter(|lane| !self.is_too_many(lane));
         let open = open.filter(|lane| {
             let source = self.sources.get(&lane.source);
-            source.is_some_and(|source| source.kind.only_on() == host)
+            source.is_some_and(|s| s.kind.only_on() == host && !s.kind.is_pushed())
         });
         open.cloned().map(ClaimItem::Shard).collect()
     }
@@ -180,7 +180,7 @@ impl Known {
         });
         let whole: Vec<SourceId> = whole.map(|(id, _)| id.clone()).collect();
         self.whole.extend(whole);
-        let open = self.sources.iter().filter(|(id, _)| self.is_open(id));
+        let open = self.sources.iter().filter(|(id, s)| self.is_open(id) && !s.kind.is_pushed());
         let ours = open.filter(|(_, source)| {
             !self.apart || (self.host.is_some() && source.kind.only_on() == self.host.as_ref())
         });

@@ -79,6 +79,7 @@ fn chosen(feed: &mut Feed<'_>) -> Result<Key, IdError> {
         14 => Key::Floor,
         15 => Key::Retired(bucket(feed)),
         16 => Key::Dead(lane(feed)?, feed.number() % Keyspace::SEQ_END),
+        17 => Key::Request(SourceId::new(&feed.word())?, u128::from(feed.number())),
         _ => Key::Block(block(feed)?),
     })
 }

@@ -320,6 +320,18 @@ impl Etcd {
         self.ask(&attempt, put).await.map(|_| ())
     }
 
+    /// A lease of `ttl_seconds` that nobody renews: what hangs on it goes when it ends.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn grant(&self, ttl_seconds: i64) -> Result<i64, Error> {
+        let ask = |client: &Client| {
+            let mut client = client.lease_client();
+            async move { client.grant(ttl_seconds, None).await }
+        };
+        Ok(self.members.ask_client("grant a lease", ask).await?.id())
+    }
+
     /// Bytes in use in etcd's database (free pages not counted), when this client may know.
     ///
     /// # Errors

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_client::{Compare, CompareOp, DeleteOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{
+    Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -120,6 +122,16 @@ impl<'a> Commit<'a> {
         let value = value.into();
         self.bytes += key.len() + value.len() + self.key_overhead;
         self.ops.push(TxnOp::put(key, value, None));
+    }
+
+    /// Creates a key under a lease of its own, and only if it does not exist: else nothing of this
+    /// commit is applied, and it is [`Outcome::Stale`]. If that lease is gone it is refused as if
+    /// the session were lost, and nothing is applied either.
+    pub fn create(&mut self, key: &str, value: impl Into<Vec<u8>>, lease: i64) {
+        let value = value.into();
+        self.bytes += 2 * (key.len() + self.key_overhead) + value.len();
+        self.compares.push(Compare::create_revision(key, CompareOp::Equal, 0));
+        self.ops.push(TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease))));
     }
 
     /// Deletes a range that holds exactly `expected` keys.

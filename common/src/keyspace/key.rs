@@ -143,6 +143,9 @@ pub enum Key {
     Retired(BucketId),
     /// `dead/{source}/{shard}/{seq}`: a message nobody could decode. JSON line, then its bytes.
     Dead(Lane, u64),
+    /// `requests/{source}/{hash}`: a request that was enqueued. JSON [`super::Receipt`], leased,
+    /// create-only.
+    Request(SourceId, u128),
 }
 
 /// Why a text is not a key of ours.
@@ -173,6 +176,16 @@ pub struct KeyRange {
     pub start: Vec<u8>,
     /// First key behind it.
     pub end: Vec<u8>,
+}
+
+impl KeyRange {
+    /// The range that holds `key` alone.
+    pub fn one(key: &str) -> Self {
+        let start = key.as_bytes().to_vec();
+        let mut end = start.clone();
+        end.push(0);
+        Self { start, end }
+    }
 }
 
 /// Keys below one root, applied here and nowhere else.
@@ -238,6 +251,7 @@ impl Keyspace {
             Key::Floor => format!("{root}retention/floor"),
             Key::Retired(bucket) => format!("{root}retention/retired/{bucket}"),
             Key::Dead(lane, seq) => format!("{root}dead/{lane}/{seq:016}"),
+            Key::Request(source, hash) => format!("{root}requests/{source}/{hash:032x}"),
         }
     }
 
@@ -293,6 +307,13 @@ impl Keyspace {
             ["retention", "floor"] => Key::Floor,
             ["retention", "retired", bucket] => Key::Retired(bucket.parse().map_err(|_| shape())?),
             ["dead", source, shard, position] => Key::Dead(lane(source, shard)?, seq(position)?),
+            ["requests", source, hash] => {
+                let number = u128::from_str_radix(hash, 16).map_err(|_| shape())?;
+                if format!("{number:032x}") != hash {
+                    return Err(shape());
+                }
+                Key::Request(source.parse()?, number)
+            }
             _ => return Err(shape()),
         })
     }
@@ -408,6 +429,7 @@ mod tests {
             block().prop_map(Key::Block),
             bucket().prop_map(Key::Retired),
             (lane(), seq()).prop_map(|(l, s)| Key::Dead(l, s)),
+            (id(), any::<u128>()).prop_map(|(s, h)| Key::Request(SourceId::new(&s).unwrap(), h)),
         ]
     }
 
@@ -419,7 +441,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_the_parser_panic(text in "/telemetry/(blocks|queue|claims|shards)/[ -~/]{0,80}") {
+        fn no_text_makes_the_parser_panic(text in "/telemetry/(blocks|queue|claims|shards|requests)/[ -~/]{0,80}") {
             let keyspace = Keyspace::default();
             if let Ok(key) = keyspace.parse(text.as_bytes()) {
                 prop_assert_eq!(keyspace.key(&key), text);
@@ -452,8 +474,10 @@ mod tests {
         for key in [Key::Commit(PartitionId(1)), Key::Config, Key::Claim(ClaimItem::Janitor)] {
             assert!(holds(&places, &key) && !holds(&truth, &key), "{key:?}");
         }
-        let bulk = Key::Message(PartitionId(1), lane, 0, 1);
-        assert!(!holds(&truth, &bulk) && !holds(&places, &bulk));
+        let request = Key::Request(lane.source.clone(), 7);
+        for key in [Key::Message(PartitionId(1), lane, 0, 1), request] {
+            assert!(!holds(&truth, &key) && !holds(&places, &key), "{key:?}");
+        }
     }
 
     #[test]

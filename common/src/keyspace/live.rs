@@ -77,6 +77,9 @@ pub const SCRAPE_SHARDS_MAX: u32 = 256;
 /// Largest answer of a target, in bytes, unpacked.
 pub const BODY_BYTES: std::ops::RangeInclusive<u64> = 1024..=256 << 20;
 
+/// Shards of a source that is pushed: each is worked by one gateway, and no cluster has as many.
+pub const PUSH_SHARDS: u32 = 16;
+
 /// Exporters that are asked for what they measure, in Prometheus' text format or OpenMetrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scrape {
@@ -263,6 +266,7 @@ mod tests {
         check(SourceKind::Simulate(Simulate { until, ..simulate(3, 2) }));
         let (cluster, host) = (None, HostName::new("dgx-001").unwrap());
         check(SourceKind::Nvml(Nvml { cluster, host, interval_ms: 1000 }));
+        check(SourceKind::Push);
         let target = Target {
             url: "http://a:1/m".to_owned(),
             host: Some("h".to_owned()),

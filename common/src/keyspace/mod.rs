@@ -13,6 +13,6 @@ pub use csv::{Follow, Followed, Mapping};
 pub use key::{BlockName, ClaimItem, Key, KeyError, KeyRange, Keyspace, KeyspaceError};
 pub use value::{
     Claimant, ClusterRecord, CommitSummary, Config, Cursor, DeadLetter, FileRange, Floor,
-    GpuRecord, HostRecord, Instance, InstanceState, LaneMove, Progress, Replay, Retired, Source,
-    SourceKind, ValueError, from_json, to_json,
+    GpuRecord, HostRecord, Instance, InstanceState, LaneMove, LastError, Progress, Receipt, Replay,
+    Retired, Source, SourceKind, ValueError, from_json, to_json,
 };

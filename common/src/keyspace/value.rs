@@ -148,13 +148,53 @@ pub enum SourceKind {
     Scrape(Box<Scrape>),
     /// The GPUs of a host, asked at an interval by the streamer there.
     Nvml(Nvml),
+    /// What others send to gateways: these work its shards, no streamer does.
+    Push,
 }
 
 impl SourceKind {
     /// Whether it has no end of its own, be it that it follows the wall clock or a file: its
     /// shards are what its value says, whatever was cut before.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_))
+        matches!(
+            self,
+            Self::Follow(_) | Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_) | Self::Push
+        )
+    }
+
+    /// Whether it is read by nobody: gateways enqueue what is sent to them.
+    pub fn is_pushed(&self) -> bool {
+        matches!(self, Self::Push)
+    }
+
+    /// Its name in control values and answers.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Csv { .. } | Self::Declared { .. } | Self::Follow(_) => "csv",
+            Self::Simulate(_) => "simulate",
+            Self::Scrape(_) => "scrape",
+            Self::Nvml(_) => "nvml",
+            Self::Push => "push",
+        }
+    }
+
+    /// Where its file lies, if it has one.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::Csv { path, .. } | Self::Declared { path, .. } => Some(path),
+            Self::Follow(follow) => Some(&follow.path),
+            Self::Simulate(_) | Self::Scrape(_) | Self::Nvml(_) | Self::Push => None,
+        }
+    }
+
+    /// How often it is measured, in milliseconds; none of a file.
+    pub fn interval_ms(&self) -> Option<u64> {
+        match self {
+            Self::Csv { .. } | Self::Declared { .. } | Self::Follow(_) | Self::Push => None,
+            Self::Simulate(simulate) => Some(simulate.interval_ms),
+            Self::Scrape(scrape) => Some(scrape.interval_ms),
+            Self::Nvml(nvml) => Some(nvml.interval_ms),
+        }
     }
 
     /// The only host whose streamers may work on it; any may if there is none.
@@ -231,6 +271,12 @@ pub struct Progress {
     pub missed: u64,
     /// Samples enqueued.
     pub samples: u64,
+    /// Thousandths of a sample enqueued a second, over some ten seconds before `at`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rate_milli: u64,
+    /// What went wrong last: a row, a target or a GPU, of which the others are read on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastError>,
     /// The file that is followed, where there may be several one after the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub followed: Option<Followed>,
@@ -262,6 +308,8 @@ impl Progress {
             rows_rejected: BTreeMap::new(),
             missed: 0,
             samples: 0,
+            rate_milli: 0,
+            last_error: None,
             followed: None,
             claim: 0,
             at,
@@ -271,6 +319,32 @@ impl Progress {
     /// Rows refused for any reason.
     pub fn rejected(&self) -> u64 {
         self.rows_rejected.values().sum()
+    }
+
+    /// Thousandths of a sample a second that are added to what others enqueue.
+    pub(crate) fn rate_if_unfinished(&self) -> u64 {
+        if self.done { 0 } else { self.rate_milli }
+    }
+}
+
+/// Longest text of a [`LastError`], in bytes: what is wrong and where, in a value that is written
+/// with every message.
+const ERROR_BYTES_MAX: usize = 256;
+
+/// What went wrong with a source that is read on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// When.
+    pub at: Timestamp,
+    /// What and where; at most 256 bytes.
+    pub told: String,
+}
+
+impl LastError {
+    /// What was told at an instant, cut where it is too long.
+    pub fn new(at: Timestamp, told: &str) -> Self {
+        let end = (0..=ERROR_BYTES_MAX.min(told.len())).rev().find(|i| told.is_char_boundary(*i));
+        Self { at, told: told.get(..end.unwrap_or(0)).unwrap_or_default().to_owned() }
     }
 }
 
@@ -286,6 +360,13 @@ pub struct Cursor {
     pub dead: u64,
     /// Create revision of the claim under which this was written.
     pub claim: i64,
+}
+
+/// A request whose samples were enqueued: whoever sends it again is told that they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Samples that were enqueued.
+    pub samples: u64,
 }
 
 /// The messages `from..to` of one lane.

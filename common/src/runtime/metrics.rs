@@ -132,15 +132,12 @@ impl Metrics {
         // Not asked yet is not empty.
         self.database_fill.set(f64::NAN);
         let moves = role != Role::Gateway;
+        if moves {
+            self.register_moves();
+        }
         self.with_registry(|r| {
             r.register("session_lost", "Sessions lost", self.sessions_lost.clone());
             if moves {
-                r.register("samples", "Samples moved", self.samples.clone());
-                r.register("bytes", "Bytes of messages or blocks written", self.bytes.clone());
-                let help = "Transactions by kind and result";
-                r.register("txn", help, self.txns.clone());
-                let help = "Time until a transaction was decided";
-                r.register("txn_seconds", help, self.txn_seconds.clone());
                 r.register("claims", "Claims held", self.claims.clone());
                 let help = "Messages known to be waiting";
                 r.register("backlog_messages", help, self.backlog.clone());
@@ -158,6 +155,18 @@ impl Metrics {
                 let help = "Messages set aside as undecodable";
                 r.register("dead_letters", help, self.dead_letters.clone());
             }
+        });
+    }
+
+    /// Tells of samples that are moved: also of a gateway that takes what is sent to it.
+    pub fn register_moves(&self) {
+        self.with_registry(|r| {
+            r.register("samples", "Samples moved", self.samples.clone());
+            r.register("bytes", "Bytes of messages or blocks written", self.bytes.clone());
+            let help = "Transactions by kind and result";
+            r.register("txn", help, self.txns.clone());
+            let help = "Time until a transaction was decided";
+            r.register("txn_seconds", help, self.txn_seconds.clone());
         });
     }
 

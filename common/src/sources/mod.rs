@@ -4,18 +4,29 @@
 //! read so far (`shards/`), what is queued and what is stored is nobody's to change but their
 //! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
 
-mod discover;
+pub mod discover;
+pub mod document;
 pub mod gpu_z;
 pub mod header;
 pub mod input;
+pub mod interval;
+pub mod label_text;
+pub mod series;
+mod standing;
 mod wanted;
 
+pub use standing::{SourceState, Standing};
 pub use wanted::{Applied, Wanted};
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     etcd::{Error, Etcd, Position, RangeRead},
-    keyspace::{Key, Source, SourceKind, ValueError, from_json, to_json},
-    model::{Lane, ShardId, SourceId},
+    keyspace::{
+        ClaimItem, Claimant, FileRange, Key, Progress, Source, SourceKind, ValueError, from_json,
+        to_json,
+    },
+    model::{InstanceId, Lane, ShardId, SourceId, Timestamp},
 };
 
 /// How often a write is tried again because somebody else wrote in between: people and streamers
@@ -154,6 +165,50 @@ impl SourceDesk {
         Ok(sources)
     }
 
+    /// How each source stands, by id.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or something there cannot be read.
+    pub async fn standings(&self) -> Result<BTreeMap<SourceId, Standing>, SourceError> {
+        let sources = self.list().await?;
+        let keyspace = self.etcd.keyspace();
+        let listing = self.etcd.range(&keyspace.prefix("shards/"), RangeRead::default()).await?;
+        let mut lanes: BTreeMap<SourceId, Vec<Progress>> = BTreeMap::new();
+        for entry in listing.entries {
+            if let Ok(Key::Shard(lane)) = keyspace.parse(&entry.key) {
+                lanes.entry(lane.source).or_default().push(from_json(&entry.key, &entry.value)?);
+            }
+        }
+        let standing = |(id, source): (SourceId, Source)| {
+            let lanes = lanes.get(&id).map_or(&[][..], Vec::as_slice);
+            let standing = Standing::of(&source, &lanes.iter().collect::<Vec<_>>());
+            (id, standing)
+        };
+        Ok(sources.into_iter().map(standing).collect())
+    }
+
+    /// Which streamers read shards of which source; of `only` one, if given.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn owners(
+        &self,
+        only: Option<&SourceId>,
+    ) -> Result<BTreeMap<SourceId, BTreeSet<InstanceId>>, SourceError> {
+        let keyspace = self.etcd.keyspace();
+        let of = only.map_or_else(String::new, |id| format!("{id}/"));
+        let range = keyspace.prefix(&format!("claims/shards/{of}"));
+        let mut owners: BTreeMap<SourceId, BTreeSet<InstanceId>> = BTreeMap::new();
+        for entry in self.etcd.range(&range, RangeRead::default()).await?.entries {
+            if let Ok(Key::Claim(ClaimItem::Shard(lane))) = keyspace.parse(&entry.key)
+                && let Ok(claimant) = from_json::<Claimant>(&entry.key, &entry.value)
+            {
+                owners.entry(lane.source).or_default().insert(claimant.instance);
+            }
+        }
+        Ok(owners)
+    }
+
     /// A withdrawn source leaves its progress, which speaks of what it read.
     fn used(&self, id: &SourceId) -> String {
         let first = Lane { source: id.clone(), shard: ShardId(0) };
@@ -168,6 +223,41 @@ impl SourceDesk {
             Some(revision) => Ok(Written { source, revision }),
             None => Err(taken(id)),
         }
+    }
+
+    /// Makes sure that there is a source that others send to, with its shards: both come into
+    /// being in one transaction, whoever is first.
+    ///
+    /// # Errors
+    /// When the id was used before, for another source or one that was withdrawn, or etcd does not
+    /// answer.
+    pub async fn open_push(&self, id: &SourceId) -> Result<Written, SourceError> {
+        for _ in 0..TRIES {
+            match self.get(id).await {
+                Ok(written) if written.source.kind.is_pushed() => return Ok(written),
+                Ok(_) => return Err(taken(id)),
+                Err(SourceError::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+            let (keyspace, now) = (self.etcd.keyspace(), Timestamp::now());
+            let source = Wanted::new(SourceKind::Push)?.source();
+            let start = u64::try_from(now.as_millis()).unwrap_or(0);
+            let end = u64::try_from(Timestamp::MAX.as_millis()).unwrap_or(u64::MAX);
+            let untouched = to_json(&Progress::untouched(FileRange { start, end }, now));
+            let mut entries = vec![(keyspace.key(&Key::Source(id.clone())), to_json(&source))];
+            entries.extend((0..source.shards).map(|shard| {
+                let lane = Lane { source: id.clone(), shard: ShardId(shard) };
+                (keyspace.key(&Key::Shard(lane)), untouched.clone())
+            }));
+            // If not, somebody else was first, or we were and did not hear of it.
+            if !self.etcd.create(&entries).await?
+                && self.etcd.get(&self.used(id)).await?.is_some()
+                && matches!(self.get(id).await, Err(SourceError::Unknown(_)))
+            {
+                return Err(taken(id));
+            }
+        }
+        Err(SourceError::Moving(id.clone()))
     }
 
     /// Stops the reading of a source after the message in hand, or lets it go on from there.

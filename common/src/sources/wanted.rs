@@ -8,7 +8,7 @@ use crate::{
         Mapping, Source, SourceKind,
         live::{
             BODY_BYTES, DISCOVER_MAX, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml,
-            SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
+            PUSH_SHARDS, SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
         },
     },
     limits::SECTION_SERIES_MAX,
@@ -72,6 +72,7 @@ impl Wanted {
             SourceKind::Nvml(nvml) => {
                 check_range("interval, in milliseconds,", nvml.interval_ms, INTERVAL_MS)?;
             }
+            SourceKind::Push => {}
         }
         Ok(Self { kind })
     }
@@ -100,6 +101,7 @@ impl Wanted {
                 SourceKind::Scrape(Box::new(Scrape { target_shards, ..(**wanted).clone() }))
             }
             (SourceKind::Nvml(wanted), SourceKind::Nvml(old)) => same_host(id, wanted, old)?,
+            (SourceKind::Push, SourceKind::Push) => return Ok(None),
             (wanted, old) if same_file(wanted, old) => return Ok(None),
             (SourceKind::Declared { .. }, SourceKind::Declared { .. } | SourceKind::Csv { .. })
             | (SourceKind::Follow(_), SourceKind::Follow(_)) => {
@@ -122,11 +124,8 @@ impl Wanted {
 
 fn name(kind: &SourceKind) -> &'static str {
     match kind {
-        SourceKind::Declared { .. } | SourceKind::Csv { .. } => "csv",
         SourceKind::Follow(_) => "csv with follow",
-        SourceKind::Simulate(_) => "simulate",
-        SourceKind::Scrape(_) => "scrape",
-        SourceKind::Nvml(_) => "nvml",
+        kind => kind.as_str(),
     }
 }
 
@@ -139,6 +138,7 @@ fn shards(kind: &SourceKind) -> u32 {
         SourceKind::Simulate(simulate) => simulate.shards(),
         SourceKind::Scrape(scrape) => scrape.target_shards,
         SourceKind::Nvml(_) => 1,
+        SourceKind::Push => PUSH_SHARDS,
     }
 }
 

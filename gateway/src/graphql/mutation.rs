@@ -2,10 +2,10 @@
 //!
 //! The view never writes; the writing is [`SourceDesk`]'s, each time by one guarded transaction.
 
-use async_graphql::{Context, Error, ErrorExtensions as _, ID, Object, Result};
+use async_graphql::{Context, Error, ErrorExtensions as _, ID, Json, Object, Result};
 use nexus_common::{
     model::SourceId,
-    sources::{SourceDesk, SourceError, Written},
+    sources::{SourceDesk, SourceError, Written, document::SourceDocument},
 };
 
 use super::{
@@ -42,6 +42,28 @@ impl Mutation {
         let desk = SourceDesk::new(operation.app.view.etcd().clone());
         let written = desk.register(&id, &path, speed_milli, looped).await.map_err(told)?;
         tracing::info!(source = %id, path, "a source was asked for");
+        Ok(seen(operation, &id, &written).await)
+    }
+
+    /// Makes a source what is asked for: creates it, or changes what may change while it is read
+    async fn apply_source(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Its name: letters, digits, `.`, `_`, `-`, `:`")] id: ID,
+        #[graphql(
+            desc = "Exactly one of `csv`, `simulate`, `scrape`, `nvml` with what it takes, as in a file of sources: `{scrape: {targets: [{url: \"http://dgx-001:9400/metrics\"}], interval: \"15s\"}}`"
+        )]
+        source: Json<serde_json::Value>,
+    ) -> Result<Source> {
+        let (operation, id) = begin(ctx, &id)?;
+        let document: Result<SourceDocument, _> = serde_json::from_value(source.0);
+        let field = |reason: String| SourceError::Field { field: "source", reason };
+        let document = document.map_err(|error| told(field(error.to_string())))?;
+        let wanted = document.wanted().map_err(told)?;
+        let desk = SourceDesk::new(operation.app.view.etcd().clone());
+        let applied = desk.apply(&id, &wanted).await.map_err(told)?;
+        tracing::info!(source = %id, ?applied, "a source was applied");
+        let written = desk.get(&id).await.map_err(told)?;
         Ok(seen(operation, &id, &written).await)
     }
 

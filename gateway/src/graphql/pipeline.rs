@@ -30,11 +30,22 @@ pub(super) enum SourceState {
     Done,
 }
 
+/// What went wrong with a source that is read on
+#[derive(SimpleObject)]
+pub(super) struct SourceError {
+    /// When
+    at: Time,
+    /// What and where
+    told: String,
+}
+
 /// A declared source.
 #[derive(SimpleObject)]
 pub(super) struct Source {
     /// Its id
     id: ID,
+    /// `csv`, `simulate`, `scrape`, `nvml` or `push`
+    kind: String,
     /// What becomes of it
     state: SourceState,
     /// Where streamers look for its file; null if it has none
@@ -45,6 +56,8 @@ pub(super) struct Source {
     replay_speed: Option<f64>,
     /// Whether it begins again at its end, for ever
     looped: bool,
+    /// How often it is measured, in seconds; null of a file
+    interval_seconds: Option<f64>,
     /// Shards it was cut into
     shards: Count,
     /// Of those, read to the end
@@ -53,8 +66,16 @@ pub(super) struct Source {
     rows_accepted: Count,
     /// Rows refused
     rows_rejected: Count,
+    /// Measurements that were due and that nobody made
+    missed: Count,
     /// Samples enqueued
     samples: Count,
+    /// Samples enqueued a second, over some ten seconds up to `lastEnqueuedAt`; 0 unless it is read
+    samples_per_second: f64,
+    /// When something of it was enqueued last; null before that
+    last_enqueued_at: Option<Time>,
+    /// What went wrong last with a row, a target or a GPU; null if nothing did
+    last_error: Option<SourceError>,
     /// When it was registered
     created_at: Time,
 }
@@ -65,16 +86,24 @@ impl Source {
         let resource = SourceResource::of(id, source, snapshot);
         Self {
             id: ID(resource.id),
+            kind: resource.kind,
             state: resource.state.into(),
             path: resource.path,
             bytes: resource.bytes.map(Count),
             replay_speed: resource.replay_speed,
             looped: resource.looped,
+            interval_seconds: resource.interval_seconds,
             shards: Count(resource.shards),
             shards_done: Count(resource.shards_done),
             rows_accepted: Count(resource.rows_accepted),
             rows_rejected: Count(resource.rows_rejected),
+            missed: Count(resource.missed),
             samples: Count(resource.samples),
+            samples_per_second: resource.samples_per_second,
+            last_enqueued_at: resource.last_enqueued_at.map(Time),
+            last_error: resource
+                .last_error
+                .map(|rest::SourceError { at, told }| SourceError { at: Time(at), told }),
             created_at: Time(resource.created_at),
         }
     }

@@ -2,9 +2,13 @@
 //! (<https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md>).
 //!
 //! One task a socket reads, runs and writes in turn, so nothing waits in a queue: a client that
-//! reads slowly is answered slowly, and one that does not read at all is let go.
+//! reads slowly is answered slowly, and one that does not read at all is sent little, then let go.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant as StdInstant},
+};
 
 use async_graphql::{Response, ServerError, parser::types::OperationType};
 use axum::{
@@ -30,7 +34,7 @@ use tokio::{
 use super::execute::{Asked, Invalid, Outcome, Ready, Service, never_ran};
 use crate::{
     auth::{Grant, Refused, Scope},
-    web::{ApiError, BODY_BYTES_MAX, Protocol, bearer},
+    web::{ApiError, BODY_BYTES_MAX, Credit, Protocol, Stream, bearer, is_stuck},
 };
 
 /// What is spoken here.
@@ -42,6 +46,8 @@ const INIT_WITHIN: Duration = Duration::from_secs(5);
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// How long one message may take to be taken.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a client may read nothing of what it was sent.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 /// Operations of one socket at the same time.
 const OPERATIONS_MAX: usize = 32;
 /// Answers to queries of one socket that are made before the ones before them are taken: each may
@@ -144,14 +150,16 @@ pub(super) async fn upgrade(
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX)
         .on_upgrade(async move |socket| {
-            Connection::new(service, socket, token).serve().await;
-            drop(place);
+            Connection::new(service, socket, token, place).serve().await;
         })
 }
 
 struct Connection {
     service: Service,
     socket: WebSocket,
+    place: Stream,
+    /// Who does not read is sent nothing more: the view keeps the latest for it.
+    credit: Credit,
     token: Option<String>,
     grant: Option<Grant>,
     running: BTreeMap<String, AbortHandle>,
@@ -161,10 +169,10 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(service: Service, socket: WebSocket, token: Option<String>) -> Self {
-        let (running, events) = (BTreeMap::new(), SelectAll::new());
+    fn new(service: Service, socket: WebSocket, token: Option<String>, place: Stream) -> Self {
+        let (running, events, credit) = (BTreeMap::new(), SelectAll::new(), Credit::new());
         let answers = Arc::new(Semaphore::new(ANSWERS_MAX));
-        Self { service, socket, token, grant: None, running, answers, events }
+        Self { service, socket, place, credit, token, grant: None, running, answers, events }
     }
 
     async fn serve(mut self) {
@@ -192,10 +200,15 @@ impl Connection {
         alive.reset();
         let (mut silent_for, mut messages) = (0, 0);
         loop {
+            let open = self.credit.is_open();
+            let stuck_at = self.credit.used_up().unwrap_or_else(StdInstant::now) + READ_WITHIN;
             let step = tokio::select! {
                 heard = self.socket.recv() => {
-                    (silent_for, messages) = (0, messages + 1);
+                    silent_for = 0;
+                    let shown = self.shows_reading(&heard);
+                    messages += u32::from(!shown);
                     match heard {
+                        _ if shown => Ok(()),
                         _ if messages > MESSAGES_MAX => {
                             close(close_code::POLICY, "too many messages")
                         }
@@ -203,9 +216,10 @@ impl Connection {
                         Some(Err(_)) | None => Err(End::Gone),
                     }
                 }
-                Some((id, event)) = self.events.next(), if !self.events.is_empty() => {
+                Some((id, event)) = self.events.next(), if open && !self.events.is_empty() => {
                     self.tell(id, event).await
                 }
+                () = sleep_until(stuck_at.into()), if !open => self.stuck(),
                 () = sleep_until(init_until), if self.grant.is_none() => {
                     close(INIT_TIMEOUT, "Connection initialisation timeout")
                 }
@@ -223,6 +237,12 @@ impl Connection {
                 return end;
             }
         }
+    }
+
+    /// Whether it answers a ping that went along with what was sent: so many are in order.
+    fn shows_reading(&mut self, heard: &Option<Result<Message, axum::Error>>) -> bool {
+        let Some(Ok(Message::Pong(carried))) = heard else { return false };
+        self.credit.answered(carried, StdInstant::now())
     }
 
     async fn hear(&mut self, message: Message) -> Result<(), End> {
@@ -341,14 +361,30 @@ impl Connection {
     }
 
     async fn ping(&mut self) -> Result<(), End> {
-        let sent = timeout(WRITE_WITHIN, self.socket.send(Message::Ping(Default::default()))).await;
-        sent.ok().and_then(Result::ok).ok_or(End::Gone)
+        self.write(Message::Ping(Default::default())).await
+    }
+
+    fn stuck(&mut self) -> Result<(), End> {
+        if !is_stuck(&self.credit, READ_WITHIN, StdInstant::now()) {
+            return Ok(());
+        }
+        self.place.ends("slow");
+        close(close_code::AGAIN, "nothing was read for 5 s")
     }
 
     async fn send(&mut self, message: &impl Serialize) -> Result<(), End> {
         // Our own structs always serialise; an empty message would be noticed by any client.
         let text = serde_json::to_string(message).unwrap_or_default();
-        let message = Message::Text(text.into());
+        let bytes = text.len();
+        self.write(Message::Text(text.into())).await?;
+        self.place.sent(1);
+        match self.credit.sent(bytes, StdInstant::now()) {
+            Some(sent) => self.write(Message::Ping(sent.to_vec().into())).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn write(&mut self, message: Message) -> Result<(), End> {
         let sent = timeout(WRITE_WITHIN, self.socket.send(message)).await;
         sent.ok().and_then(Result::ok).ok_or(End::Gone)
     }

@@ -14,6 +14,7 @@ mod stats;
 mod stream;
 mod telemetry;
 mod upload;
+mod write;
 
 use axum::extract::DefaultBodyLimit;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -25,7 +26,7 @@ pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
 };
-pub use source::{SourceResource, SourceState};
+pub use source::{SourceError, SourceResource, SourceState};
 pub use sources::SourceList;
 pub(crate) use sources::seen;
 pub use stats::{
@@ -37,6 +38,7 @@ pub(crate) use span::Places;
 pub(crate) use telemetry::{matching, targets_of};
 pub(crate) use upload::{UPLOAD_PATH, UPLOAD_SECONDS_MAX};
 pub use upload::{UploadArgs, Uploads};
+pub(crate) use write::WRITE_PATH;
 
 use crate::web::App;
 
@@ -56,13 +58,20 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(stats::stats))
         .routes(routes!(stream::stream))
         .routes(routes!(sources::list, sources::register))
-        .routes(routes!(sources::one, sources::change, sources::withdraw))
+        .routes(routes!(sources::one, sources::apply, sources::change, sources::withdraw))
         .merge(upload_route())
+        .merge(write_route())
 }
 
 /// The one route whose body is large: it reads it piece by piece, and bounds it itself.
 fn upload_route() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(upload::upload)).layer(DefaultBodyLimit::disable())
+}
+
+/// Its body is larger than others'.
+fn write_route() -> OpenApiRouter<App> {
+    let limit = DefaultBodyLimit::max(write::WRITE_BYTES_MAX);
+    OpenApiRouter::new().routes(routes!(write::write)).layer(limit)
 }
 
 /// Routes that need a token, once there are any, and whose answers follow from the view's

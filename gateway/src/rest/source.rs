@@ -1,10 +1,11 @@
 //! A source as it is told: what is wanted of it, and how far it was read. Pure.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use nexus_common::{
-    keyspace::{Progress, Source, SourceKind},
+    keyspace::{LastError, Progress, Source, SourceKind},
     model::{SourceId, Timestamp},
+    sources::{self, Standing},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -28,14 +29,30 @@ pub enum SourceState {
 impl SourceState {
     /// Reads its name.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        match text {
-            "declared" => Some(Self::Declared),
-            "running" => Some(Self::Running),
-            "paused" => Some(Self::Paused),
-            "done" => Some(Self::Done),
-            _ => None,
+        sources::SourceState::ALL.into_iter().find(|state| state.as_str() == text).map(Self::from)
+    }
+}
+
+impl From<sources::SourceState> for SourceState {
+    fn from(state: sources::SourceState) -> Self {
+        match state {
+            sources::SourceState::Declared => Self::Declared,
+            sources::SourceState::Running => Self::Running,
+            sources::SourceState::Paused => Self::Paused,
+            sources::SourceState::Done => Self::Done,
         }
     }
+}
+
+/// What went wrong with a source that is read on.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SourceError {
+    /// When
+    #[schema(value_type = String, format = DateTime, example = "2026-01-31T14:00:05Z")]
+    pub at: Timestamp,
+    /// What and where
+    #[schema(example = "http://dgx-001:9400/metrics: connect: Connection refused")]
+    pub told: String,
 }
 
 /// A source.
@@ -44,6 +61,9 @@ pub struct SourceResource {
     /// Its id
     #[schema(example = "rack-7")]
     pub id: String,
+    /// `csv`, `simulate`, `scrape`, `nvml` or `push`
+    #[schema(example = "csv")]
+    pub kind: String,
     /// What becomes of it
     pub state: SourceState,
     /// Where streamers look for its file; null if it has none
@@ -58,13 +78,16 @@ pub struct SourceResource {
     /// Whether it begins again at its end, for ever
     #[schema(example = false)]
     pub looped: bool,
+    /// How often it is measured, in seconds; null of a file
+    #[schema(example = 15.0)]
+    pub interval_seconds: Option<f64>,
     /// Shards it was cut into
     #[schema(example = 8)]
     pub shards: u64,
     /// Of those, read to the end
     #[schema(example = 3)]
     pub shards_done: u64,
-    /// Streamers that read a shard of it now; null if etcd does not answer
+    /// Who works on a shard of it now: streamers, or gateways where it is sent to them; null if etcd does not answer
     #[schema(example = json!(["streamer-1"]))]
     pub owners: Option<Vec<String>>,
     /// Bytes read so far, of `bytes` (of what is in it where it is packed); starts again with each round of a looped source
@@ -79,12 +102,21 @@ pub struct SourceResource {
     /// Rows refused, by reason
     #[schema(example = json!({"bad-time": 0}))]
     pub rows_rejected_by_reason: BTreeMap<String, u64>,
+    /// Measurements that were due and that nobody made
+    #[schema(example = 0)]
+    pub missed: u64,
     /// Samples enqueued
     #[schema(example = 2470)]
     pub samples: u64,
+    /// Samples enqueued a second, over some ten seconds up to `last_enqueued_at`; 0 unless it is
+    /// read
+    #[schema(example = 247.0)]
+    pub samples_per_second: f64,
     /// When something of it was enqueued last; null before that
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T14:00:05Z")]
     pub last_enqueued_at: Option<Timestamp>,
+    /// What went wrong last with a row, a target or a GPU; null if nothing did
+    pub last_error: Option<SourceError>,
     /// When it was registered
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T14:00:00Z")]
     pub created_at: Timestamp,
@@ -94,97 +126,50 @@ impl SourceResource {
     /// A source, with what `snapshot` knows of its progress; nobody knows who reads it.
     pub(crate) fn of(id: &SourceId, source: &Source, snapshot: &Snapshot) -> Self {
         let lanes = snapshot.lanes.iter().filter(|(lane, _)| lane.source == *id);
-        let lanes: Vec<&Arc<Progress>> = lanes.map(|(_, progress)| progress).collect();
-        let sum = |of: fn(&Progress) -> u64| lanes.iter().map(|p| of(p)).sum();
-        let (path, bytes, speed, looped) = match &source.kind {
-            SourceKind::Declared { path, speed_milli, looped, .. } => {
-                (Some(path), None, *speed_milli, *looped)
-            }
-            SourceKind::Csv { path, bytes, replay, .. } => {
+        let lanes: Vec<&Progress> = lanes.map(|(_, progress)| progress.as_ref()).collect();
+        let standing = Standing::of(source, &lanes);
+        let (bytes, speed, looped) = match &source.kind {
+            SourceKind::Declared { speed_milli, looped, .. } => (None, *speed_milli, *looped),
+            SourceKind::Csv { bytes, replay, .. } => {
                 let speed = replay.as_ref().map(|r| r.speed_milli);
-                (Some(path), Some(*bytes), speed, replay.as_ref().is_some_and(|r| r.looped))
+                (Some(*bytes), speed, replay.as_ref().is_some_and(|r| r.looped))
             }
-            SourceKind::Follow(follow) => (Some(&follow.path), None, None, false),
-            SourceKind::Simulate(_) | SourceKind::Scrape(_) | SourceKind::Nvml(_) => {
-                (None, None, None, false)
-            }
+            _ => (None, None, false),
         };
-        let mut rejected = BTreeMap::new();
-        for (reason, rows) in lanes.iter().flat_map(|progress| &progress.rows_rejected) {
-            *rejected.entry(reason.clone()).or_default() += rows;
-        }
-        let enqueued = lanes.iter().filter(|progress| progress.next > 0);
-        let shards_done = sum(|p| u64::from(p.done));
+        let milli = |value: u64| value as f64 / 1000.0;
         Self {
             id: id.to_string(),
-            state: state(source, shards_done),
-            path: path.cloned(),
+            kind: source.kind.as_str().to_owned(),
+            rows_rejected: standing.rejected(),
+            state: standing.state.into(),
+            path: source.kind.path().map(str::to_owned),
             bytes,
-            replay_speed: speed.map(|milli| milli as f64 / 1000.0),
+            replay_speed: speed.map(milli),
             looped,
+            interval_seconds: source.kind.interval_ms().map(milli),
             shards: source.shards.into(),
-            shards_done,
+            shards_done: standing.shards_done,
             owners: None,
-            // The position of a source that follows the clock is a time.
-            bytes_read: match source.kind.is_live() && path.is_none() {
-                true => 0,
-                false => sum(|p| p.offset.saturating_sub(p.range.start)),
-            },
-            rows_accepted: sum(|p| p.rows_accepted),
-            rows_rejected: sum(Progress::rejected),
-            rows_rejected_by_reason: rejected,
-            samples: sum(|p| p.samples),
-            last_enqueued_at: enqueued.map(|progress| progress.at).max(),
+            bytes_read: standing.bytes_read,
+            rows_accepted: standing.rows_accepted,
+            rows_rejected_by_reason: standing.rows_rejected,
+            missed: standing.missed,
+            samples: standing.samples,
+            samples_per_second: standing.samples_per_second,
+            last_enqueued_at: standing.last_enqueued_at,
+            last_error: standing.last_error.map(|LastError { at, told }| SourceError { at, told }),
             created_at: source.created_at,
         }
     }
 }
 
-fn state(source: &Source, shards_done: u64) -> SourceState {
-    let declared = matches!(source.kind, SourceKind::Declared { .. });
-    if !declared && shards_done == u64::from(source.shards) {
-        SourceState::Done
-    } else if source.paused {
-        SourceState::Paused
-    } else if declared {
-        SourceState::Declared
-    } else {
-        SourceState::Running
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use nexus_common::{keyspace::FileRange, model::Lane};
 
     use super::*;
-
-    #[test]
-    fn the_state_follows_from_what_is_wanted_and_what_was_done() {
-        let declared = || SourceKind::Declared {
-            path: "/a".to_owned(),
-            speed_milli: None,
-            looped: false,
-            mapping: None,
-        };
-        let csv = || SourceKind::Csv {
-            path: "/a".to_owned(),
-            bytes: 1,
-            fingerprint: String::new(),
-            replay: None,
-            mapping: None,
-        };
-        let check = |kind: SourceKind, paused: bool, done: u64, expected: SourceState| {
-            let source = Source { kind, shards: 2, created_at: Timestamp::EPOCH, paused };
-            assert_eq!(state(&source, done), expected, "{source:?} {done}");
-        };
-        check(declared(), false, 0, SourceState::Declared);
-        check(declared(), true, 0, SourceState::Paused);
-        check(csv(), false, 1, SourceState::Running);
-        check(csv(), true, 1, SourceState::Paused);
-        check(csv(), true, 2, SourceState::Done);
-        check(csv(), false, 2, SourceState::Done);
-    }
 
     #[test]
     fn figures_are_added_up_over_the_shards_of_the_source_alone() {

@@ -2,7 +2,11 @@
 //!
 //! The view never writes; the writing is [`SourceDesk`]'s, each time by one guarded transaction.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -11,10 +15,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use nexus_common::{
-    etcd::{Error, Etcd, RangeRead},
-    keyspace::{ClaimItem, Claimant, Key, from_json},
-    model::SourceId,
-    sources::{SourceDesk, SourceError, Written},
+    model::{InstanceId, SourceId},
+    sources::{Applied, SourceDesk, SourceError, Written, document::SourceDocument},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
@@ -155,7 +157,7 @@ pub(super) async fn list(
     all.retain(|source| search.state.is_none_or(|state| state == source.state));
     let count = all.len();
     let (mut data, next) = search.part.of(all, |source| source.id.clone());
-    let owners = owners_in_time(&app, "").await;
+    let owners = owners_in_time(&app, None).await;
     for source in &mut data {
         source.owners = owners.as_ref().map(|owners| of_source(owners, &source.id));
     }
@@ -205,6 +207,38 @@ pub(super) async fn register(
     let location = HeaderValue::try_from(format!("/api/v1/sources/{id}"));
     let location = location.map(|at| [(header::LOCATION, at)]).map_err(|_| ApiError::internal())?;
     Ok((StatusCode::CREATED, location, answer).into_response())
+}
+
+/// Makes a source what is asked for
+///
+/// Creates it, or changes what may change while it is read: what is simulated, which exporters are
+/// asked and how, how often GPUs are. A file stays the file it was. Whether it is paused stays as
+/// it is. Needs the scope `write`.
+#[utoipa::path(put, path = "/api/v1/sources/{source_id}", operation_id = "applySource",
+    tag = "sources", request_body(content = SourceDocument,
+        example = json!({"scrape": {"targets": [{"url": "http://dgx-001:9400/metrics"}], "interval": "15s"}})),
+    params(("source_id" = String, Path, description = "The source", example = "rack-7")),
+    responses((status = 201, description = "The source as it was created", body = SourceResource),
+        (status = 200, description = "The source as it is now, changed or not", body = SourceResource),
+        (status = 403, description = "The token has not the scope write", content_type = "application/problem+json", body = Problem),
+        (status = 409, description = "The id was another source's, or somebody else kept writing it", content_type = "application/problem+json", body = Problem)))]
+pub(super) async fn apply(
+    State(app): State<App>,
+    grant: Grant,
+    Segments(id): Segments<String>,
+    Checked(Nothing): Checked<Nothing>,
+    Body(document): Body<SourceDocument>,
+) -> Result<Response, ApiError> {
+    let id = begin(&grant, &id)?;
+    let desk = SourceDesk::new(app.view.etcd().clone());
+    let applied = desk.apply(&id, &document.wanted()?).await?;
+    let status = match applied {
+        Applied::Created => StatusCode::CREATED,
+        Applied::Changed | Applied::Unchanged => StatusCode::OK,
+    };
+    tracing::info!(source = %id, ?applied, "a source was applied");
+    let written = desk.get(&id).await?;
+    Ok((status, Json(written_source(&app, &id, &written).await)).into_response())
 }
 
 /// Pauses or resumes a source
@@ -305,34 +339,22 @@ pub(crate) async fn seen(app: &App, written: &Written) -> Option<Arc<Snapshot>> 
 }
 
 async fn with_owners(app: &App, source: SourceResource) -> SourceResource {
-    let owners = owners_in_time(app, &source.id).await;
+    let id = source.id.parse().ok();
+    let owners = owners_in_time(app, id.as_ref()).await;
     let owners = owners.map(|owners| of_source(&owners, &source.id));
     SourceResource { owners, ..source }
 }
 
-/// Which streamer reads a shard of which source.
-type Owners = BTreeSet<(SourceId, String)>;
+/// Which streamers read shards of which source.
+type Owners = BTreeMap<SourceId, BTreeSet<InstanceId>>;
 
 fn of_source(owners: &Owners, id: &str) -> Vec<String> {
-    let of = owners.iter().filter(|(source, _)| source.as_str() == id);
-    of.map(|(_, instance)| instance.clone()).collect()
+    let of = owners.iter().find(|(source, _)| source.as_str() == id);
+    of.into_iter().flat_map(|(_, instances)| instances).map(InstanceId::to_string).collect()
 }
 
-/// Who reads shards of a source (of any, if it is empty); none if etcd does not answer soon.
-async fn owners_in_time(app: &App, source: &str) -> Option<Owners> {
-    timeout(OWNERS_WITHIN, owners(app.view.etcd(), source)).await.ok()?.ok()
-}
-
-async fn owners(etcd: &Etcd, source: &str) -> Result<Owners, Error> {
-    let slash = if source.is_empty() { "" } else { "/" };
-    let range = etcd.keyspace().prefix(&format!("claims/shards/{source}{slash}"));
-    let entries = etcd.range(&range, RangeRead::default()).await?.entries;
-    let owner = |entry: &nexus_common::etcd::Entry| {
-        let Ok(Key::Claim(ClaimItem::Shard(lane))) = etcd.keyspace().parse(&entry.key) else {
-            return None;
-        };
-        let claimant: Claimant = from_json(&entry.key, &entry.value).ok()?;
-        Some((lane.source, claimant.instance.to_string()))
-    };
-    Ok(entries.iter().filter_map(owner).collect())
+/// Who reads shards of a source (of any, if none is named); none if etcd does not answer soon.
+async fn owners_in_time(app: &App, source: Option<&SourceId>) -> Option<Owners> {
+    let desk = SourceDesk::new(app.view.etcd().clone());
+    timeout(OWNERS_WITHIN, desk.owners(source)).await.ok()?.ok()
 }

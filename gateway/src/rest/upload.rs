@@ -382,7 +382,7 @@ fn withdrawn(id: &SourceId) -> ApiError {
 
 /// Takes what is still sent, for a moment: most clients only read an answer once they have sent
 /// all, and one that is cut off reads none.
-async fn hear_out(rest: impl Future<Output = ()>) {
+pub(super) async fn hear_out(rest: impl Future<Output = ()>) {
     // What takes longer is cut off: nothing of it is wanted.
     let _ = timeout(HEAR_OUT, rest).await;
 }

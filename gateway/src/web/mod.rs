@@ -2,6 +2,7 @@
 
 mod admit;
 mod answers;
+mod credit;
 mod cursor;
 mod observe;
 mod openapi;
@@ -24,6 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub use admit::bearer;
 pub use answers::{Answers, Basis, NextPage};
+pub(crate) use credit::{Credit, is_stuck};
 pub use cursor::{cursor_of, text_of_cursor};
 pub use observe::{HttpMeters, REQUEST_ID, REQUEST_SECONDS_MAX, REVISION, STALENESS};
 use openapi::Group;
@@ -32,7 +34,7 @@ pub use origins::{Origin, Origins};
 pub use problem::{ApiError, PROBLEM_CONTENT_TYPE, Problem};
 pub use streams::{Protocol, Stream, StreamArgs, Streams, write_update};
 
-use crate::{auth::Auth, graphql, rest, view::View, websocket};
+use crate::{auth::Auth, graphql, rest, view::View, websocket, write::Writes};
 
 /// What handlers need. Each layer takes a clone for each request, so all of it is behind one count.
 #[derive(Clone)]
@@ -84,6 +86,8 @@ pub struct AppParts {
     pub streams: Arc<Streams>,
     /// Where files that are sent come to lie.
     pub uploads: rest::Uploads,
+    /// Where samples that are sent go to.
+    pub writes: Writes,
     /// Cancelled when the process drains.
     pub stop: CancellationToken,
 }

@@ -30,7 +30,7 @@ use super::{
     App, BODY_BYTES_MAX,
     problem::{ApiError, PROBLEM_CONTENT_TYPE},
 };
-use crate::rest::{UPLOAD_PATH, UPLOAD_SECONDS_MAX};
+use crate::rest::{UPLOAD_PATH, UPLOAD_SECONDS_MAX, WRITE_PATH};
 
 /// The revision an answer is of.
 pub const REVISION: HeaderName = HeaderName::from_static("x-nexus-revision");
@@ -138,6 +138,8 @@ fn bounds(path: &str) -> (u64, u64) {
     if path == UPLOAD_PATH {
         // It bounds its body itself, and hears the sender out before it refuses.
         (UPLOAD_SECONDS_MAX, u64::MAX)
+    } else if path == WRITE_PATH {
+        (REQUEST_SECONDS_MAX, u64::MAX)
     } else {
         (REQUEST_SECONDS_MAX, BODY_BYTES_MAX as u64)
     }

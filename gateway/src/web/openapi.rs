@@ -189,7 +189,9 @@ fn takes(operation: &Operation, name: &str) -> bool {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
+    [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete]
+        .into_iter()
+        .flatten()
 }
 
 fn add_problem(operation: &mut Operation, status: &str, description: &str) {

@@ -72,7 +72,14 @@ impl Origins {
             [REVISION, STALENESS, REQUEST_ID, header::ETAG, header::LINK, header::RETRY_AFTER];
         let layer = CorsLayer::new()
             .allow_origin(allowed)
-            .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PATCH, Method::DELETE])
+            .allow_methods([
+                Method::GET,
+                Method::HEAD,
+                Method::POST,
+                Method::PUT,
+                Method::PATCH,
+                Method::DELETE,
+            ])
             .allow_headers(sent)
             .expose_headers(seen);
         Some(layer)

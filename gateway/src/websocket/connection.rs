@@ -14,7 +14,6 @@ use tokio_tungstenite::tungstenite;
 
 use super::{
     client::{Request, SUBSCRIPTIONS_MAX, Topic, Wrong},
-    credit::{Credit, is_stuck},
     pace::Pace,
     server,
     topics::{Inventory, InventoryNews, PIPELINE_EVERY, Telemetry, poll_telemetry},
@@ -22,7 +21,7 @@ use super::{
 use crate::{
     auth::{Grant, Scope},
     view::{InventoryChange, LiveEvent, LiveFilter, LivePoint, Since},
-    web::{App, Stream, write_update},
+    web::{App, Credit, Stream, is_stuck, write_update},
 };
 
 /// How long a client has for its first frame where a token is needed.

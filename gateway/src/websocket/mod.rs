@@ -7,7 +7,6 @@
 
 mod client;
 mod connection;
-mod credit;
 mod pace;
 mod server;
 mod topics;

@@ -257,6 +257,12 @@ async fn a_source_is_asked_for_paused_resumed_and_withdrawn_and_the_next_answer_
     assert_eq!(change("pauseSource(id:\"new\")").await.0, "PAUSED", "twice is as once");
     assert_eq!(change("resumeSource(id:\"new\")").await, (json!("DECLARED"), json!("DECLARED")));
     assert_eq!(change("withdrawSource(id:\"new\")").await, (json!("DECLARED"), Value::Null));
+    let live = "mutation{applySource(id:\"lab\",source:{simulate:{hosts:2,gpus:8,interval:\"5s\"}}){kind intervalSeconds}}";
+    let expected = json!({"kind": "simulate", "intervalSeconds": 5.0});
+    assert_eq!(data(&gateway, live).await["applySource"], expected);
+    let wrong = live.replace("gpus:8", "gpu:8");
+    let wrong = error(&gateway, &wrong).await;
+    assert!(wrong["message"].as_str().unwrap().contains("unknown field `gpu`"), "{wrong}");
     let audit = data(&gateway, "{audit{clean}}").await;
     assert_eq!(audit["audit"]["clean"], true);
     // Progress of a withdrawn source stays, so its name is taken.

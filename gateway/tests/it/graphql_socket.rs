@@ -9,7 +9,7 @@ use nexus_common::{
 };
 use nexus_gateway::auth::TokenHash;
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{self, Message, client::IntoClientRequest},
@@ -83,6 +83,13 @@ impl Client {
             }
         }
     }
+}
+
+/// A value of the gateway's metrics.
+async fn meter(gateway: &Gateway, name: &str) -> u64 {
+    let text = gateway.get("/metrics").await.text;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0, |value| value.trim().parse().unwrap())
 }
 
 async fn one_host() -> (TestEtcd, Pipeline, Lane, Gateway) {
@@ -269,4 +276,36 @@ async fn a_socket_is_let_in_by_its_first_message_and_out_when_its_token_goes() {
     assert_eq!(answer["payload"]["errors"][0]["extensions"]["code"], "forbidden", "{answer}");
     std::fs::write(file.path(), line("b", "B")).unwrap();
     assert_eq!(client.closed().await.0, 4403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_is_sent_little_and_let_go_while_others_get_everything() {
+    let (_etcd, mut pipeline, lane, gateway) = one_host().await;
+    let query = "subscription{telemetryUpdates{timestamp hostname gpuId gpuUtilization}}";
+    let (mut reader, mut stuck) = (Client::ready(&gateway).await, Client::ready(&gateway).await);
+    reader.subscribe("1", query).await;
+    stuck.subscribe("1", query).await;
+    let slow = "nexus_streams_ended_total{protocol=\"graphql\",reason=\"slow\"}";
+    let (gpus, begun) = (64, std::time::Instant::now());
+    let (mut second, mut read) = (0, 0);
+    while meter(&gateway, slow).await == 0 {
+        assert!(begun.elapsed() < 2 * SOON, "nobody was let go");
+        second += 1;
+        tick(&mut pipeline, &lane, "a", gpus, second).await;
+        for _ in 0..gpus {
+            assert_eq!(reader.hear().await["type"], "next", "who reads gets all");
+            read += 1;
+        }
+    }
+    // Each frame has more than 100 bytes.
+    let sent = meter(&gateway, "nexus_streams_sent_total{protocol=\"graphql\"}").await;
+    let little = sent - read - 2;
+    assert!(read > 1000 && little <= 16 * 1024 / 100, "{read} to one, {little} to the other");
+    // It was told why: it stands behind all it was sent, for which nobody waits to hear more.
+    let (mut received, reason) = (Vec::new(), b"nothing was read for 5 s");
+    let MaybeTlsStream::Plain(stream) = stuck.0.get_mut() else { panic!("no TLS here") };
+    timeout(SOON, stream.read_to_end(&mut received)).await.unwrap().unwrap();
+    assert!(received.ends_with(reason) && received.len() < 3 * 16 * 1024, "{}", received.len());
+    let code = &received[received.len() - reason.len() - 2..][..2];
+    assert_eq!(code, 1013_u16.to_be_bytes());
 }

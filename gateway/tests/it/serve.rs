@@ -107,13 +107,24 @@ impl Gateway {
         headers: &[(&str, &str)],
         body: Option<&str>,
     ) -> Reply {
+        let body = body.unwrap_or_default().as_bytes().to_vec();
+        self.send_bytes(method, path, headers, body).await
+    }
+
+    pub(crate) async fn send_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Reply {
         let mut request = ureq::http::Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.serving.address));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body.unwrap_or_default().to_owned()).unwrap();
+        let request = request.body(body).unwrap();
         let call = move || {
             let agent: ureq::Agent = ureq::Agent::config_builder()
                 .http_status_as_error(false)

@@ -171,3 +171,37 @@ async fn who_may_only_read_changes_nothing() {
     }
     assert_eq!(ask("GET", all, Some("Bearer R"), None).await, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_of_any_kind_is_applied_and_changed_while_it_is_read() {
+    let (_etcd, _pipeline, gateway) = exported().await;
+    let put = async |id: &str, body: Value| {
+        let path = format!("/api/v1/sources/{id}");
+        gateway.send("PUT", &path, &[JSON], Some(&body.to_string())).await
+    };
+    let scrape = |interval: &str| {
+        let targets = json!([{"url": "http://127.0.0.1:1/metrics"}]);
+        json!({"scrape": {"targets": targets, "interval": interval}})
+    };
+    for (interval, status, seconds) in [("15s", 201, 15.0), ("15s", 200, 15.0), ("2m", 200, 120.0)]
+    {
+        let applied = put("rack-7", scrape(interval)).await;
+        let source = applied.json();
+        assert_eq!((applied.status, &source["kind"]), (status, &json!("scrape")), "{source}");
+        assert_eq!(source["interval_seconds"], json!(seconds), "{source}");
+    }
+    let made_up = put("lab", json!({"simulate": {"hosts": 2, "gpus": 8}})).await;
+    assert_eq!((made_up.status, &made_up.json()["kind"]), (201, &json!("simulate")));
+    let check = async |id: &str, body: Value, status: u16, named: &str| {
+        let refused = put(id, body).await;
+        let told = refused.text.clone();
+        assert!(refused.status == status && told.contains(named), "{} {told}", refused.status);
+    };
+    check("rack-7", json!({"simulate": {"hosts": 2, "gpus": 8}}), 400, "of kind scrape").await;
+    check("export", json!({"csv": {"path": "/other.csv"}}), 400, "reads another file").await;
+    check("a", json!({"simulate": {"hosts": 2, "gpus": 99}}), 400, "not from 1 to 16").await;
+    check("a", json!({"scrape": {"interval": "fast"}}), 400, "500ms, 1s, 2m or 1h").await;
+    check("a", json!({"sim": {}}), 400, "expected one of").await;
+    check("a", json!({}), 400, "exactly one of csv, simulate, scrape and nvml").await;
+    assert_eq!(gateway.get("/api/v1/sources/a").await.status, 404, "nothing came of it");
+}

@@ -232,6 +232,8 @@ async fn a_gpu_that_hangs_stops_nobody_and_is_asked_once() {
     assert_eq!(fake.noted("hang 1"), 1, "one thread is in there, and no other joins it");
     let hung = progress(&case, "nvml-h").await.rows_rejected["GPU hung"];
     assert!(hung >= 20, "{hung}");
+    let error = progress(&case, "nvml-h").await.last_error.unwrap();
+    assert_eq!(error.told, "GPU hung: 1 GPU-1");
     // Nor when the source is given back and taken up again.
     assert!(source(&case, &["pause", "nvml-h"]).0);
     case.idle().await;

@@ -82,6 +82,12 @@ async fn files_name_targets_that_come_and_go_and_one_that_refuses_is_down() {
         seen.iter().filter(|(key, _)| key.2.starts_with("up[")).map(|(_, v)| *v as u64).collect()
     };
     assert_eq!(up(queued(&case).await), [0].into());
+    let (good, listed) = source(&case, &["list"]);
+    let row: Vec<&str> = listed.lines().nth(1).unwrap().split_whitespace().collect();
+    assert!(good && row[..4] == ["dcgm", "scrape", "running", "0/8"], "{listed}");
+    assert!(row[4].parse::<u64>().unwrap() >= 6, "{listed}");
+    let error = listed.lines().nth(2).unwrap();
+    assert!(error.contains(&closed.address.to_string()) && error.contains("401"), "{listed}");
     // The secret is read each time.
     case.write("token", "secret\n");
     let since = std::time::Instant::now();

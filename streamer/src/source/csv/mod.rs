@@ -5,7 +5,6 @@
 
 mod batch;
 mod clock;
-mod label_text;
 mod reader;
 mod records;
 mod series;
@@ -15,11 +14,12 @@ mod value;
 pub use batch::{Batch, BatchLimits, Reject, RejectReason};
 pub(crate) use clock::parse_local;
 pub use clock::{Restamp, parse_timestamp};
-pub use label_text::{LabelTextError, parse_labels};
-pub use nexus_common::sources::header::{HeaderError, Kind, Layout};
+pub use nexus_common::sources::{
+    header::{HeaderError, Kind, Layout},
+    label_text::{LabelTextError, parse_labels},
+};
 pub use reader::{Next, ReadError, ShardReader};
 pub use series::SeriesCache;
-pub(crate) use series::{DROPPED, MIG_INSTANCE, MIG_PROFILE};
 
 #[cfg(test)]
 mod tests;

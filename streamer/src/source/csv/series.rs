@@ -8,39 +8,21 @@ use nexus_common::{
     model::{
         Blank, Gpu, GpuId, HostName, Labels, Metric, MetricName, metric_by_dcgm, metric_by_name,
     },
-    sources::header::{Kind, Layout, ValueColumn},
+    sources::{
+        header::{Kind, Layout, ValueColumn},
+        label_text::parse_labels,
+        series::{DROPPED, MIG_INSTANCE, MIG_PROFILE},
+    },
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{batch::RejectReason, label_text::parse_labels, records::Record, template::Template};
+use super::{batch::RejectReason, records::Record, template::Template};
 
 /// Most series remembered: 20,000 GPUs with ten metrics each. Beyond, parsing again is cheaper
 /// than the memory.
 const SERIES_MAX: usize = 200_000;
 /// Most bytes of remembered rows: series with huge labels must not fill the memory.
 const KEY_BYTES_MAX: usize = 128 << 20;
-
-/// Labels that say where a row was scraped or repeat its identity: they tell no series apart.
-pub(crate) const DROPPED: [&str; 16] = [
-    "__name__",
-    "Hostname",
-    "hostname",
-    "UUID",
-    "uuid",
-    "gpu_uuid",
-    "gpu",
-    "gpu_id",
-    "device",
-    "modelName",
-    "model_name",
-    "instance",
-    "job",
-    "pci_bus_id",
-    "DCGM_FI_DRIVER_VERSION",
-    "driver_version",
-];
-pub(crate) const MIG_INSTANCE: &str = "GPU_I_ID";
-pub(crate) const MIG_PROFILE: &str = "GPU_I_PROFILE";
 
 /// Where a series stands in the batch of one epoch.
 #[derive(Debug, Clone, Copy, Default)]

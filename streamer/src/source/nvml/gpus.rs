@@ -430,6 +430,8 @@ impl Session {
                 State::New | State::Hung => "GPU hung",
             };
             *measured.refused.entry(reason.to_owned()).or_default() += 1;
+            let uuid = slot.gpu.as_ref().map_or("", |gpu| gpu.uuid.as_str());
+            measured.error = Some(format!("{reason}: {} {uuid}", slot.index));
         }
         if let Ok(mut told) = self.opened.shared.answering.lock() {
             *told = answering;

@@ -5,7 +5,6 @@
 pub(crate) mod discover;
 pub(crate) mod fetch;
 pub mod line;
-mod series;
 pub(crate) mod target;
 
 use std::collections::BTreeMap;
@@ -14,13 +13,11 @@ use memchr::memchr;
 use nexus_common::{
     keyspace::live::Rules,
     model::{Gpu, HostName, HostSamples, Labels, MetricName, SeriesSamples},
+    sources::series::{Book, Refused},
 };
 
 pub use self::line::Format;
-use self::{
-    line::parse_line,
-    series::{Book, Refused},
-};
+use self::line::parse_line;
 
 /// How an answer is read.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// Most labels one row may carry, identity included: DCGM exporters write about fifteen.
-const PAIRS_MAX: usize = 64;
+pub const PAIRS_MAX: usize = 64;
 
 /// Why a text is not a label list: what was wrong, and at which byte.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

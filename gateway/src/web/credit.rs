@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// What one client may still be sent.
 #[derive(Debug)]
-pub(super) struct Credit {
+pub(crate) struct Credit {
     window: u64,
     sent: u64,
     read: u64,
@@ -33,22 +33,22 @@ pub(super) struct Credit {
 
 impl Credit {
     /// For a client that was not sent anything.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { window: FIRST, sent: 0, read: 0, asked: VecDeque::new(), used_up: None }
     }
 
     /// Whether more may be sent.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.used_up.is_none()
     }
 
     /// Since when nothing more may be sent.
-    pub(super) fn used_up(&self) -> Option<Instant> {
+    pub(crate) fn used_up(&self) -> Option<Instant> {
         self.used_up
     }
 
     /// Counts what is sent. Returns what a ping behind it has to carry, if it is time for one.
-    pub(super) fn sent(&mut self, bytes: usize, now: Instant) -> Option<[u8; 8]> {
+    pub(crate) fn sent(&mut self, bytes: usize, now: Instant) -> Option<[u8; 8]> {
         self.sent += bytes as u64;
         if self.sent - self.read >= self.window {
             self.used_up.get_or_insert(now);
@@ -61,7 +61,7 @@ impl Credit {
     }
 
     /// Takes an answer. Whether it is one: what answers none of these pings changes nothing.
-    pub(super) fn answered(&mut self, carried: &[u8], now: Instant) -> bool {
+    pub(crate) fn answered(&mut self, carried: &[u8], now: Instant) -> bool {
         let Ok(read) = carried.try_into().map(u64::from_be_bytes) else { return false };
         // Clients may answer only the last of several.
         let known = self.asked.iter().enumerate().find(|(_, (sent, _))| *sent == read);
@@ -79,7 +79,7 @@ impl Credit {
 }
 
 /// Whether a client that was sent all it may be has read nothing of it for too long.
-pub(super) fn is_stuck(credit: &Credit, within: Duration, now: Instant) -> bool {
+pub(crate) fn is_stuck(credit: &Credit, within: Duration, now: Instant) -> bool {
     credit.used_up.is_some_and(|since| now.duration_since(since) >= within)
 }
 

@@ -1,9 +1,12 @@
-//! Which series a line belongs to: read once from its labels, then found again by its bytes, most
-//! often at the place where it stood last time.
+//! What a name and labels in Prometheus' model are of: which host, which GPU, which series.
+//!
+//! [`describe`] reads them. A [`Book`] remembers what it met: a line of text is read once from its
+//! labels, then found again by its bytes, most often at the place where it stood last time.
 
 use std::{borrow::Cow, collections::HashMap};
 
-use nexus_common::{
+use super::label_text::parse_labels;
+use crate::{
     keyspace::live::Rules,
     limits::{LABEL_VALUE_BYTES_MAX, SECTION_SERIES_MAX},
     model::{
@@ -11,7 +14,29 @@ use nexus_common::{
     },
 };
 
-use crate::source::csv::{DROPPED, MIG_INSTANCE, MIG_PROFILE, parse_labels};
+/// Labels that say where a row was scraped or repeat its identity: they tell no series apart.
+pub const DROPPED: [&str; 16] = [
+    "__name__",
+    "Hostname",
+    "hostname",
+    "UUID",
+    "uuid",
+    "gpu_uuid",
+    "gpu",
+    "gpu_id",
+    "device",
+    "modelName",
+    "model_name",
+    "instance",
+    "job",
+    "pci_bus_id",
+    "DCGM_FI_DRIVER_VERSION",
+    "driver_version",
+];
+/// The label that tells a GPU's MIG instances apart, and the one with the profile of each.
+pub const MIG_INSTANCE: &str = "GPU_I_ID";
+/// See [`MIG_INSTANCE`].
+pub const MIG_PROFILE: &str = "GPU_I_PROFILE";
 
 /// What exporters before 2.0 called DCGM's fields.
 const OLD_NAMES: [(&str, &str); 14] = [
@@ -37,11 +62,12 @@ const TEXT_BYTES_MAX: usize = 16 << 20;
 /// A text and the series it names, or why it is not taken.
 type Met = (Box<[u8]>, Result<usize, Refused>);
 
-type Pairs<'a> = Vec<(&'a str, Cow<'a, str>)>;
+/// Names and values of labels, as they were told.
+pub type Pairs<'a> = [(&'a str, Cow<'a, str>)];
 
 /// Why a series is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Refused {
+pub enum Refused {
     /// A rule drops it: nothing is wrong with it.
     Rule,
     /// Not the format, or names, labels or a host that cannot be stored.
@@ -50,52 +76,80 @@ pub(crate) enum Refused {
     TooMany,
 }
 
+/// What a series is of.
+#[derive(Debug)]
+pub struct Described {
+    /// Its host.
+    pub host: HostName,
+    /// Its GPU; none if it is of the host itself.
+    pub gpu: Option<Gpu>,
+    /// What is measured, by the name that answers have.
+    pub metric: MetricName,
+    /// What else tells it apart.
+    pub labels: Labels,
+    /// If it is one of those that everybody knows.
+    known: Option<&'static Metric>,
+}
+
 /// A series that is taken.
 #[derive(Debug)]
-pub(crate) struct Known {
+pub struct Known {
     /// Position in [`Book::hosts`].
-    pub(crate) host: usize,
-    pub(crate) gpu: Option<u32>,
-    pub(crate) metric: MetricName,
-    pub(crate) labels: Labels,
+    pub host: usize,
+    /// Position among the GPUs of that host.
+    pub gpu: Option<u32>,
+    /// What is measured.
+    pub metric: MetricName,
+    /// What else tells it apart.
+    pub labels: Labels,
     blank: Blank,
     zero_is_absent: bool,
     /// The answer in which it was met last: twice in one is once too often.
-    pub(crate) met: u64,
+    pub met: u64,
     /// Newest time that the exporter itself gave for it.
-    pub(crate) newest: Option<i64>,
+    pub newest: Option<i64>,
 }
 
 impl Known {
     /// Whether `value` says that nothing was measured.
-    pub(crate) fn is_absent(&self, value: f64) -> bool {
+    pub fn is_absent(&self, value: f64) -> bool {
         !value.is_finite() || self.blank.is_blank(value) || (self.zero_is_absent && value == 0.0)
     }
 
     /// It with one sample.
-    pub(crate) fn sample(&self, at: i64, value: f64) -> SeriesSamples {
+    pub fn sample(&self, at: i64, value: f64) -> SeriesSamples {
+        SeriesSamples { timestamps: vec![at], values: vec![value], ..self.without_samples() }
+    }
+
+    /// It without any sample.
+    pub fn without_samples(&self) -> SeriesSamples {
         SeriesSamples {
             gpu: self.gpu,
             metric: self.metric.clone(),
             labels: self.labels.clone(),
-            timestamps: vec![at],
-            values: vec![value],
+            timestamps: Vec::new(),
+            values: Vec::new(),
         }
     }
 }
 
 /// A host with the GPUs that were met there.
 #[derive(Debug)]
-pub(crate) struct Place {
-    pub(crate) host: HostName,
-    pub(crate) gpus: Vec<Gpu>,
+pub struct Place {
+    /// The host.
+    pub host: HostName,
+    /// Its GPUs, in the order they were met.
+    pub gpus: Vec<Gpu>,
 }
 
 /// What is known of one target's series.
 #[derive(Debug, Default)]
-pub(crate) struct Book {
-    pub(crate) hosts: Vec<Place>,
-    pub(crate) series: Vec<Known>,
+pub struct Book {
+    /// Hosts, in the order they were met.
+    pub hosts: Vec<Place>,
+    /// Series, in the order they were met.
+    pub series: Vec<Known>,
+    by_host: HashMap<HostName, usize>,
     by_text: HashMap<Box<[u8]>, Result<usize, Refused>>,
     text_bytes: usize,
     by_identity: HashMap<(usize, Option<u32>, MetricName, Labels), usize>,
@@ -105,12 +159,12 @@ pub(crate) struct Book {
 
 impl Book {
     /// The text that stood at `place` last time; empty if there is none.
-    pub(crate) fn expected(&self, place: usize) -> &[u8] {
+    pub fn expected(&self, place: usize) -> &[u8] {
         self.order.get(place).map_or(&[], |(text, _)| text)
     }
 
     /// The series that `text` names, told by the target of this host and URL.
-    pub(crate) fn find(
+    pub fn find(
         &mut self,
         place: usize,
         text: &[u8],
@@ -151,7 +205,7 @@ impl Book {
     }
 
     /// Whether so many texts were met that it is better to begin a new one.
-    pub(crate) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.by_text.len() >= SECTION_SERIES_MAX || self.text_bytes >= TEXT_BYTES_MAX
     }
 
@@ -165,35 +219,25 @@ impl Book {
         let (name, inner) = text.split_once('{').unwrap_or((text, "}"));
         let name = name.trim_end();
         if !rules.takes(name) {
-            return Err(Refused::Rule);
+            return Err(Refused::Rule); // before its labels are read
         }
         let inner = inner.strip_suffix('}').ok_or(Refused::Bad)?;
         let raw = parse_labels(inner).map_err(|_| Refused::Bad)?;
-        let field = OLD_NAMES.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new);
-        let known = metric_by_dcgm(field);
-        let name = rules.rename.get(name).map_or(known.map_or(name, |m| m.name), String::as_str);
-        let metric = MetricName::new(name).map_err(|_| Refused::Bad)?;
-        let gpu_host = get(&raw, &["Hostname", "hostname"]);
-        let is_gpu = field.starts_with("DCGM_") || !get(&raw, &["UUID", "gpu_uuid"]).is_empty();
-        let host = match gpu_host {
-            own if is_gpu && !own.is_empty() => HostName::new(own).map_err(|_| Refused::Bad)?,
-            _ => target.clone(),
-        };
-        let gpu = if is_gpu { read_gpu(&raw, &host)? } else { None };
-        let labels = raw.iter().filter(|(name, _)| gpu.is_none() || !is_identity(name));
-        let labels = labels.map(|(name, value)| (*name, value.as_ref()));
-        // Several exporters of a host tell of the same things about themselves.
-        let own = gpu.is_none() && get(&raw, &["target"]).is_empty();
-        let labels = labels.chain(own.then_some(("target", url)));
-        let labels = Labels::new(labels).map_err(|_| Refused::Bad)?;
+        let described = describe(name, &raw, target, Some(url), rules)?;
+        Ok(self.take(described))
+    }
+
+    /// The series that was described, whether it was met before or not.
+    pub fn take(&mut self, described: Described) -> usize {
+        let Described { host, gpu, metric, labels, known } = described;
         let host = self.host(host);
         let gpu = gpu.and_then(|gpu| self.gpu(host, gpu));
-        Ok(self.series(host, gpu, metric, labels, known))
+        self.series(host, gpu, metric, labels, known)
     }
 
     fn host(&mut self, host: HostName) -> usize {
-        self.hosts.iter().position(|place| place.host == host).unwrap_or_else(|| {
-            self.hosts.push(Place { host, gpus: Vec::new() });
+        *self.by_host.entry(host).or_insert_with_key(|host| {
+            self.hosts.push(Place { host: host.clone(), gpus: Vec::new() });
             self.hosts.len() - 1
         })
     }
@@ -236,11 +280,55 @@ impl Book {
     }
 }
 
+/// Reads what a series of this name with these labels is of. `host` is who told it, for what does
+/// not say itself which host it is of. Several exporters of a host tell of the same things about
+/// themselves: what is of no GPU gets `target` as a label, if there is one.
+///
+/// # Errors
+/// [`Refused::Rule`] if it is not wanted, [`Refused::Bad`] if it cannot be stored.
+pub fn describe(
+    name: &str,
+    labels: &Pairs<'_>,
+    host: &HostName,
+    target: Option<&str>,
+    rules: &Rules,
+) -> Result<Described, Refused> {
+    if !rules.takes(name) {
+        return Err(Refused::Rule);
+    }
+    let field = OLD_NAMES.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new);
+    let known = metric_by_dcgm(field);
+    let name = rules.rename.get(name).map_or(known.map_or(name, |m| m.name), String::as_str);
+    let metric = MetricName::new(name).map_err(|_| Refused::Bad)?;
+    let gpu_host = get(labels, &["Hostname", "hostname"]);
+    let is_gpu = field.starts_with("DCGM_") || !get(labels, &["UUID", "gpu_uuid"]).is_empty();
+    let host = match gpu_host {
+        own if is_gpu && !own.is_empty() => HostName::new(own).map_err(|_| Refused::Bad)?,
+        _ => host.clone(),
+    };
+    let gpu = if is_gpu { read_gpu(labels, &host)? } else { None };
+    let own = labels.iter().filter(|(name, _)| gpu.is_none() || !is_identity(name));
+    let own = own.map(|(name, value)| (*name, value.as_ref()));
+    let target = target.filter(|_| gpu.is_none() && get(labels, &["target"]).is_empty());
+    let labels = Labels::new(own.chain(target.map(|target| ("target", target))));
+    Ok(Described { host, gpu, metric, labels: labels.map_err(|_| Refused::Bad)?, known })
+}
+
+/// The host of an address, which may have a port: `dgx-1:9400`, `[::1]:9100`, `10.0.0.1`.
+pub fn host_of_address(address: &str) -> &str {
+    let host = match address.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => address,
+    };
+    host.trim_matches(['[', ']'])
+}
+
 fn is_identity(name: &str) -> bool {
     DROPPED.contains(&name) || [MIG_INSTANCE, MIG_PROFILE].contains(&name)
 }
 
-fn get<'a>(raw: &'a Pairs<'_>, names: &[&str]) -> &'a str {
+/// The value of the first label that has one of these names and is not empty; else nothing.
+pub fn get<'a>(raw: &'a Pairs<'_>, names: &[&str]) -> &'a str {
     let found = raw.iter().find(|(name, value)| names.contains(name) && !value.is_empty());
     found.map_or("", |(_, value)| value.as_ref())
 }
