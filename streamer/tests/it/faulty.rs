@@ -47,6 +47,14 @@ impl Faulty {
         })
     }
 
+    /// Whatever bytes `answer` makes of the head of a question.
+    pub(crate) fn raw(answer: impl Fn(&str) -> Vec<u8> + Clone + Send + Sync + 'static) -> Self {
+        Self::serve(move |mut stream| {
+            let Some(head) = head(&mut stream)? else { return Ok(()) };
+            stream.write_all(&answer(&head))
+        })
+    }
+
     fn serve(
         answer: impl Fn(TcpStream) -> std::io::Result<()> + Clone + Send + Sync + 'static,
     ) -> Self {

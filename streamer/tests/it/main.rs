@@ -6,6 +6,7 @@ mod discover;
 mod exporter;
 mod exposition;
 mod faulty;
+mod fetched;
 mod follow;
 mod fuzz;
 mod gpu_z;

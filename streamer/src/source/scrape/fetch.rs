@@ -16,7 +16,10 @@ use rustls::{
 };
 use ureq::{
     Agent,
-    tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem},
+    tls::{
+        Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsConfigBuilder,
+        parse_pem,
+    },
 };
 
 use super::Format;
@@ -118,14 +121,10 @@ impl Client {
 
     /// A client of any kind. Reads its authorities and what it shows of itself.
     pub(crate) fn with(access: Access, secrets: &Path) -> Result<Self, FetchError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
         let files = [&access.ca_file, &access.cert_file, &access.key_file].into_iter().flatten();
         // Before they are read: what is written meanwhile is another file.
         let read = files.map(|path| (path.clone(), stamp(path).ok())).collect();
-        if let Some(path) = &access.ca_file {
-            tls = tls.root_certs(RootCerts::new_with_certs(&certificates(path)?));
-        }
+        let mut tls = tls(access.ca_file.as_deref())?;
         if let Some((shown, path)) = access.cert_file.as_ref().zip(access.key_file.as_ref()) {
             tls = tls.client_cert(Some(own_certificate(shown, inside(path, secrets)?)?));
         }
@@ -226,6 +225,16 @@ pub(super) type Stamp = (u64, u64, i64, i64);
 
 pub(super) fn stamp(path: &str) -> std::io::Result<Stamp> {
     std::fs::metadata(path).map(|is| (is.ino(), is.len(), is.mtime(), is.mtime_nsec()))
+}
+
+/// TLS as everywhere here, with the authorities that a file holds.
+pub(crate) fn tls(ca_file: Option<&str>) -> Result<TlsConfigBuilder, FetchError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
+    Ok(match ca_file {
+        Some(path) => tls.root_certs(RootCerts::new_with_certs(&certificates(path)?)),
+        None => tls,
+    })
 }
 
 fn certificates(path: &str) -> Result<Vec<Certificate<'static>>, FetchError> {
