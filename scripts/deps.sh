@@ -57,6 +57,17 @@ install_shellcheck() {
         warn "deps: no shellcheck; scripts get a syntax check only"
 }
 
+# What expositions are compared with; without it that test says that it compared nothing.
+install_reference() {
+    local python
+    for python in /usr/bin/python3 python3; do
+        if "$python" -c 'import prometheus_client' 2>/dev/null; then return; fi
+    done
+    say "deps: installing python3-prometheus-client (for tests)"
+    apt install -y --no-install-recommends python3-prometheus-client >/dev/null 2>&1 ||
+        warn "deps: no python3-prometheus-client; make test needs it"
+}
+
 rust_components() {
     have cargo || die "cargo is missing: install Rust from https://rustup.rs"
     if cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; then return; fi
@@ -88,5 +99,8 @@ if ((${#packages[@]} > 0)); then
         exit 1
     fi
 fi
-if [[ $mode == install ]] && have apt-get; then install_shellcheck; fi
+if [[ $mode == install ]] && have apt-get; then
+    install_shellcheck
+    install_reference
+fi
 say "deps: $(protoc --version), $(etcd --version | sed -n 's/^etcd Version: /etcd /p'), $(jq --version), curl: all there"

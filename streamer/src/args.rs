@@ -1,7 +1,8 @@
 //! The streamer's flags.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, sync::Mutex};
 
+use anyhow::Context;
 use clap::Parser;
 use nexus_common::{
     limits::MESSAGE_SAMPLES_MAX,
@@ -9,6 +10,9 @@ use nexus_common::{
     runtime::CommonArgs,
     sources::interval::parse_offset,
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::source::{fetched::Fetched, scrape::discover::Kubernetes};
 
 /// Flags of `run`.
 #[derive(Debug, Clone, Parser)]
@@ -24,7 +28,7 @@ pub struct Args {
     pub metrics_listen: SocketAddr,
     /// DCGM CSV file to register as a source; all streamers share its shards. May be packed with
     /// gzip or zstd. A pattern such as '/data/*.csv' makes each file a source; - is standard
-    /// input, kept in --spool-dir first. Without it this streamer works on the sources that
+    /// input, kept in --spool-dir first, and so is what an http:// or https:// URL names. Without it this streamer works on the sources that
     /// others registered
     #[arg(long, env = "CSV_FILE")]
     pub csv_file: Option<PathBuf>,
@@ -40,9 +44,16 @@ pub struct Args {
     /// Read the files of --csv-file while they grow, for ever; rotation is followed
     #[arg(long, env = "FOLLOW", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
     pub follow: bool,
-    /// Where standard input is kept as a file, from which it is read, again if need be
+    /// Where standard input, and what is fetched, is kept as a file, from which it is read, again if
+    /// need be
     #[arg(long, env = "SPOOL_DIR", default_value = "/var/tmp")]
     pub spool_dir: PathBuf,
+    /// Largest file that is fetched, in bytes
+    #[arg(long, env = "FETCH_BYTES_MAX", default_value_t = 2 << 30, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub fetch_bytes_max: u64,
+    /// Authorities by which https:// URLs of CSV files are checked, in PEM
+    #[arg(long, env = "FETCH_CA_FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    pub fetch_ca_file: PathBuf,
     /// Most rows in one message
     #[arg(long, env = "BATCH_SIZE", default_value_t = 131_072, value_parser = clap::value_parser!(u64).range(1..=MESSAGE_SAMPLES_MAX as u64))]
     pub batch_size: u64,
@@ -63,6 +74,17 @@ pub struct Args {
     /// Where the tokens and passwords lie that sources may have sent to their targets
     #[arg(long, env = "SCRAPE_SECRETS_DIR", default_value = "/etc/nexus/secrets")]
     pub scrape_secrets_dir: PathBuf,
+    /// API of Kubernetes, where sources discover targets by it [default: that of the cluster whose
+    /// pod this is]
+    #[arg(long, env = "KUBERNETES_API")]
+    pub kubernetes_api: Option<String>,
+    /// Folder with the token and ca.crt of the account that asks it
+    #[arg(
+        long,
+        env = "KUBERNETES_ACCOUNT_DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    pub kubernetes_account_dir: PathBuf,
     /// Name of this host, as sources of kind nvml name it [default: the kernel's host name]
     #[arg(long, env = "HOST_NAME")]
     pub host_name: Option<HostName>,
@@ -76,6 +98,28 @@ pub struct Args {
 }
 
 impl Args {
+    /// Where files of web servers go.
+    ///
+    /// # Errors
+    /// When there is no working directory.
+    pub(crate) fn fetched(&self, stop: &CancellationToken) -> anyhow::Result<Fetched> {
+        let folder = std::path::absolute(&self.spool_dir).context("find the working directory")?;
+        let (ca_file, bytes_max) = (self.fetch_ca_file.clone(), self.fetch_bytes_max);
+        Ok(Fetched { folder, ca_file, bytes_max, stop: stop.clone(), busy: Mutex::default() })
+    }
+
+    /// The API of Kubernetes: as given, or as every pod finds it in its environment.
+    pub(crate) fn kubernetes(&self) -> Option<Kubernetes> {
+        let own = || {
+            let host = std::env::var("KUBERNETES_SERVICE_HOST").ok()?;
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?;
+            Some(format!("https://{host}:{port}"))
+        };
+        let api = self.kubernetes_api.clone().or_else(own)?;
+        Some(Kubernetes::new(&api, &self.kubernetes_account_dir))
+    }
+
     /// The host that this process runs on: as given, or as the kernel calls it, if that can be a
     /// host's name.
     pub(crate) fn host(&self) -> Option<HostName> {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use nexus_common::{
     etcd::Etcd,
-    keyspace::{LastError, Source, SourceKind},
+    keyspace::{LastError, Source, SourceKind, discover::Discover},
     model::{InstanceId, SourceId, Timestamp},
     runtime::CommonArgs,
     sources::{Applied, SourceDesk, Standing, Wanted, interval::show_ms},
@@ -199,12 +199,28 @@ fn describe(source: &Source) -> String {
         SourceKind::Scrape(scrape) => {
             let (targets, files) = (scrape.targets.len(), scrape.files.len());
             let every = show_ms(scrape.interval_ms);
-            format!("{targets} targets, {files} files of targets, every {every}")
+            let mut reads = format!("{targets} targets, {files} files of targets");
+            for one in &scrape.discover {
+                reads += &format!(", {}", show(one));
+            }
+            format!("{reads}, every {every}")
         }
         SourceKind::Nvml(nvml) => {
             format!("GPUs of {} every {}", nvml.host, show_ms(nvml.interval_ms))
         }
         SourceKind::Push => "what is sent to gateways".to_owned(),
+    }
+}
+
+/// In a word or two, for a list.
+fn show(discover: &Discover) -> String {
+    match discover {
+        Discover::Http(lists) => format!("those of {}", lists.url),
+        Discover::Dns(names) => format!("those of {} in the DNS", names.name),
+        Discover::Kubernetes(endpoints) => {
+            let selector = endpoints.selector.as_deref().unwrap_or("all");
+            format!("those of {} ({selector}) in Kubernetes", endpoints.namespace)
+        }
     }
 }
 

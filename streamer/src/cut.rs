@@ -1,7 +1,7 @@
 //! Sources that somebody asked for over an API: the first streamer that finds the file says which
 //! it is, then cuts it into shards. Whoever finds one that was left half cut goes on.
 
-use std::{path::Path, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use nexus_common::{
     etcd::{Claim, Error, Etcd, Position},
@@ -15,8 +15,7 @@ use tokio::{task::spawn_blocking, time::interval};
 
 use crate::{
     register::{create_shards, fingerprint, replay, shards},
-    shard::open_same,
-    source::{CsvFile, FileError},
+    source::{FileError, fetched::Fetched},
     sources::Sources,
 };
 
@@ -41,7 +40,7 @@ enum CutError {
 }
 
 /// Cuts what is to be cut, for as long as it is polled.
-pub(crate) async fn cut_declared(life: &Life, sources: &Sources) {
+pub(crate) async fn cut_declared(life: &Life, sources: &Sources, fetched: &Arc<Fetched>) {
     let mut uncut = sources.uncut();
     let mut look = interval(LOOK);
     loop {
@@ -51,7 +50,7 @@ pub(crate) async fn cut_declared(life: &Life, sources: &Sources) {
         }
         let ids = uncut.borrow_and_update().clone();
         for id in ids {
-            match claim_and_cut(life, &id).await {
+            match claim_and_cut(life, &id, fetched).await {
                 Ok(()) => {}
                 Err(CutError::Etcd(error)) => {
                     tracing::warn!(source = %id, %error, "could not cut a source, trying again");
@@ -67,17 +66,17 @@ pub(crate) async fn cut_declared(life: &Life, sources: &Sources) {
 }
 
 /// The claim only saves work: each write is made once, whoever makes it.
-async fn claim_and_cut(life: &Life, id: &SourceId) -> Result<(), CutError> {
+async fn claim_and_cut(life: &Life, id: &SourceId, fetched: &Arc<Fetched>) -> Result<(), CutError> {
     let etcd = &life.process.etcd;
     let item = ClaimItem::Source(id.clone());
     let Some(claim) = Claim::take(etcd, &life.session, item).await? else { return Ok(()) };
-    let cut = cut(etcd, id).await;
+    let cut = cut(etcd, id, fetched).await;
     claim.release(etcd).await?;
     cut
 }
 
 /// First says which file it is, so that nobody mixes two that go by one path, then cuts it.
-async fn cut(etcd: &Etcd, id: &SourceId) -> Result<(), CutError> {
+async fn cut(etcd: &Etcd, id: &SourceId, fetched: &Arc<Fetched>) -> Result<(), CutError> {
     let key = etcd.keyspace().key(&Key::Source(id.clone()));
     let Some(entry) = etcd.get(&key).await? else { return Ok(()) };
     let source: Source = from_json(&entry.key, &entry.value)?;
@@ -90,7 +89,8 @@ async fn cut(etcd: &Etcd, id: &SourceId) -> Result<(), CutError> {
         return Ok(());
     }
     let wanted = source.clone();
-    let (kind, ranges) = spawn_blocking(move || open(wanted)).await??;
+    let fetched = Arc::clone(fetched);
+    let (kind, ranges) = spawn_blocking(move || open(wanted, &fetched)).await??;
     let count = ranges.len();
     if matches!(source.kind, SourceKind::Declared { .. }) {
         let known = Source { kind, shards: count as u32, ..source };
@@ -122,16 +122,17 @@ fn live_ranges(source: &Source) -> Vec<std::ops::Range<u64>> {
 type Cut = (SourceKind, Vec<std::ops::Range<u64>>);
 
 /// Opens the file that is meant and looks where to cut it.
-fn open(source: Source) -> Result<Cut, CutError> {
-    let (file, replay) = match source.kind {
+fn open(source: Source, fetched: &Fetched) -> Result<Cut, CutError> {
+    let (path, file, replay) = match source.kind {
         SourceKind::Declared { path, speed_milli, looped, mapping } => {
-            let file = CsvFile::open_as(Path::new(&path), mapping)?;
+            let file = fetched.open(&path, mapping)?;
             let speed_milli = speed_milli.or(looped.then_some(1000));
             let replay = speed_milli.map(|speed| replay(&file, speed, looped)).transpose();
-            (file, replay.map_err(CutError::Unusable)?)
+            (path, file, replay.map_err(CutError::Unusable)?)
         }
         SourceKind::Csv { path, bytes, fingerprint, replay, mapping } => {
-            (open_same(Path::new(&path), bytes, &fingerprint, mapping)?, replay)
+            let file = fetched.open_same(&path, bytes, &fingerprint, mapping)?;
+            (path, file, replay)
         }
         SourceKind::Follow(_)
         | SourceKind::Simulate(_)
@@ -143,7 +144,7 @@ fn open(source: Source) -> Result<Cut, CutError> {
     };
     let ranges = shards(&file, replay.is_some()).map_err(CutError::Unusable)?;
     let kind = SourceKind::Csv {
-        path: file.path.display().to_string(),
+        path,
         bytes: file.identity.bytes,
         fingerprint: fingerprint(&file.identity),
         replay,

@@ -1,7 +1,7 @@
 //! Registers a file as a source: its shards first, the source last. Whoever is first wins, and
 //! whoever is late finishes what another began.
 
-use std::{ops::Range, path::PathBuf, time::Duration};
+use std::{ops::Range, time::Duration};
 
 use anyhow::{Context, bail};
 use nexus_common::{
@@ -19,7 +19,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     args::Args,
-    source::{CsvFile, FileIdentity, file, named},
+    source::{
+        CsvFile, FileIdentity,
+        fetched::{Fetched, file_name, is_url},
+        file::{self, source_id},
+        named,
+    },
 };
 
 /// Most shards of one source: their keys are listed by every process.
@@ -33,6 +38,8 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub(crate) struct Registration {
     file: CsvFile,
+    /// Where others find it: its path, or its URL.
+    path: String,
     replay: Option<Replay>,
     source: SourceId,
 }
@@ -42,10 +49,16 @@ impl Registration {
     ///
     /// # Errors
     /// When one cannot be read, is no DCGM CSV, or has no times to replay by.
-    pub(crate) fn of(args: &Args) -> anyhow::Result<Vec<Self>> {
+    pub(crate) fn of(args: &Args, fetched: &Fetched) -> anyhow::Result<Vec<Self>> {
         let Some(given) = args.csv_file.as_ref().filter(|_| !args.follow) else {
             return Ok(Vec::new());
         };
+        if let Some(url) = given.to_str().filter(|given| is_url(given)) {
+            let (mapping, path) = (args.mapping(), url.to_owned());
+            // As what is asked for over an API is checked.
+            Wanted::new(SourceKind::Declared { path, speed_milli: None, looped: false, mapping })?;
+            return Ok(vec![Self::of_file(fetched.open(url, args.mapping())?, Some(url), args)?]);
+        }
         let absolute = |path| std::path::absolute(path).context("find the working directory");
         let paths = if given.as_os_str() == STANDARD_INPUT {
             tracing::info!(folder = %args.spool_dir.display(), "keeping standard input until its end");
@@ -53,7 +66,8 @@ impl Registration {
         } else {
             named::matching(&absolute(given)?)?
         };
-        paths.into_iter().map(|path| Self::open(path, args)).collect()
+        let files = paths.into_iter().map(|path| CsvFile::open_as(&path, args.mapping()));
+        files.map(|file| Self::of_file(file?, None, args)).collect()
     }
 
     /// Opens the files that the flags name to be followed, each a source named by its path: its
@@ -70,6 +84,9 @@ impl Registration {
         if args.replay_speed.is_some() || args.looped || given.as_os_str() == STANDARD_INPUT {
             bail!("--follow goes with neither --replay-speed, --loop nor standard input");
         }
+        if given.to_str().is_some_and(is_url) {
+            bail!("{}: --follow needs a file; what a web server has is read once", given.display());
+        }
         let given = std::path::absolute(given).context("find the working directory")?;
         let named = named::matching(&given)?.into_iter().map(|path| {
             let id = file::id_of_path(&path)?;
@@ -81,12 +98,13 @@ impl Registration {
         named.collect()
     }
 
-    fn open(path: PathBuf, args: &Args) -> anyhow::Result<Self> {
-        let file = CsvFile::open_as(&path, args.mapping())?;
+    /// A file that is open: the one at its path, or a copy of what is at `url`.
+    fn of_file(file: CsvFile, url: Option<&str>, args: &Args) -> anyhow::Result<Self> {
         for column in file.layout.ignored() {
             tracing::warn!(column, "a column without a meaning to us is ignored");
         }
-        let mut source = file.source_id()?;
+        let name = url.map_or(file.path.as_path(), file_name);
+        let mut source = source_id(name, &file.identity)?;
         if let Some(mapping) = &file.mapping {
             // The same file read as something else is another source.
             let digits = xxh3_64(&to_json(mapping)) >> 32;
@@ -101,7 +119,8 @@ impl Registration {
             // Replaying a file is another source than reading it.
             source = SourceId::new(&format!("{source}.replay"))?;
         }
-        Ok(Self { file, replay, source })
+        let path = url.map_or_else(|| file.path.display().to_string(), str::to_owned);
+        Ok(Self { file, path, replay, source })
     }
 
     /// Makes sure that the source and all its shards are in etcd: by us, or by whoever has the
@@ -109,7 +128,7 @@ impl Registration {
     pub(crate) async fn put(self, life: &Life) -> anyhow::Result<()> {
         let etcd = &life.process.etcd;
         let key = etcd.keyspace().key(&Key::Source(self.source.clone()));
-        let path = self.file.path.display().to_string();
+        let path = self.path.clone();
         while !life.process.stop.is_cancelled() {
             if let Some(entry) = etcd.get(&key).await? {
                 let paused = from_json::<Source>(&entry.key, &entry.value).is_ok_and(|s| s.paused);

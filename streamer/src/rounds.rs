@@ -31,7 +31,8 @@ use crate::{
     shard::{Go, ShardError, Shards},
     source::scrape::{
         Answered, Reader, Reading,
-        fetch::Client,
+        discover::{Discovered, Question},
+        fetch::{Client, FetchError},
         target::{TargetFiles, due, host_of, of_shard, question_at},
     },
 };
@@ -53,22 +54,39 @@ const LINGER_PART: u64 = 10;
 /// Least time between two log lines about one target.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Questions on their way in this process.
+/// Part of both that targets may take which let us wait in vain last time: a rack that is down
+/// must not keep the others from being asked.
+const HUNG_PART: usize = 2;
+
+/// Questions on their way in this process; of those, to targets that hung last time.
 static ASKED: AtomicUsize = AtomicUsize::new(0);
+static ASKED_HUNG: AtomicUsize = AtomicUsize::new(0);
 
 /// One of them, however it ends.
-struct OnItsWay;
+struct OnItsWay {
+    hung: bool,
+    /// As [`ASKED_HUNG`], of the shard.
+    of_shard: Arc<AtomicUsize>,
+}
 
 impl OnItsWay {
-    fn new() -> Self {
+    fn new(hung: bool, of_shard: &Arc<AtomicUsize>) -> Self {
         ASKED.fetch_add(1, Relaxed);
-        Self
+        if hung {
+            ASKED_HUNG.fetch_add(1, Relaxed);
+            of_shard.fetch_add(1, Relaxed);
+        }
+        Self { hung, of_shard: Arc::clone(of_shard) }
     }
 }
 
 impl Drop for OnItsWay {
     fn drop(&mut self) {
         ASKED.fetch_sub(1, Relaxed);
+        if self.hung {
+            ASKED_HUNG.fetch_sub(1, Relaxed);
+            self.of_shard.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -83,6 +101,10 @@ struct Asked {
     /// Away while it is asked.
     reader: Option<Reader>,
     told: Option<Instant>,
+    /// When lines were last told that were not taken.
+    told_lines: Option<Instant>,
+    /// It let us wait in vain last time.
+    hung: bool,
 }
 
 /// What became of a question.
@@ -92,7 +114,7 @@ struct Reply {
     generation: u64,
     reader: Reader,
     answered: Answered,
-    error: Option<String>,
+    error: Option<FetchError>,
 }
 
 /// A shard's targets as they are now.
@@ -103,8 +125,13 @@ struct Round {
     asked: HashMap<String, Asked>,
     /// Shortest interval of them all, in milliseconds.
     shortest: u64,
-    /// What the files said.
-    files: Vec<Arc<Vec<Target>>>,
+    /// What the files said, and whoever else names targets.
+    lists: Vec<Arc<Vec<Target>>>,
+    /// Whom to ask for more of them, and how many changes of their answers are in the lists.
+    questions: Vec<Question>,
+    changes: u64,
+    /// Questions on their way to targets that hung last time.
+    hung: Arc<AtomicUsize>,
     /// First instant that nobody was asked at yet.
     from: u64,
     generation: u64,
@@ -128,20 +155,27 @@ impl Shards {
     ) -> Result<Go, ShardError> {
         let mut round: Option<Round> = None;
         let mut replies: JoinSet<Reply> = JoinSet::new();
+        let mut finding: JoinSet<()> = JoinSet::new();
         let mut waiting = Waiting::default();
         loop {
             let source = self.sources.get(&producer.lane().source).map(|source| source.kind);
             let Some(SourceKind::Scrape(scrape)) = source else { return Ok(Go::Ended) };
             let (shard, begin) = (producer.lane().shard.0, producer.progress().offset);
             let mut now_round = match round.take() {
-                Some(known) if known.is_current(&scrape) => known,
+                Some(known) if known.is_current(&scrape, &self.discovered) => known,
                 old => {
-                    let (secrets, files) =
-                        (self.args.scrape_secrets_dir.clone(), Arc::clone(&self.target_files));
-                    let renew = move || Round::renew(old, scrape, &files, &secrets, shard, begin);
+                    let (files, discovered) = (&self.target_files, &self.discovered);
+                    let lists = (Arc::clone(files), Arc::clone(discovered));
+                    let secrets = self.args.scrape_secrets_dir.clone();
+                    let renew = move || Round::renew(old, scrape, &lists, &secrets, shard, begin);
                     spawn_blocking(renew).await??
                 }
             };
+            // Targets are asked meanwhile, as they are known so far.
+            for asking in now_round.questions.iter().filter_map(|q| self.discovered.due(q)) {
+                finding.spawn_blocking(|| asking.ask());
+            }
+            while finding.try_join_next().is_some() {}
             tokio::select! {
                 () = gone.as_mut() => return Ok(Go::Ended),
                 waited = self.wait_for_room(&mut producer) => waited?,
@@ -195,25 +229,30 @@ impl Waiting {
 }
 
 impl Round {
-    fn is_current(&self, scrape: &Scrape) -> bool {
+    fn is_current(&self, scrape: &Scrape, discovered: &Discovered) -> bool {
+        let names_files = !scrape.files.is_empty() || scrape.ca_file.is_some();
+        let heard = self.questions.is_empty() || self.changes == discovered.changes();
         *self.scrape == *scrape
-            && (scrape.files.is_empty() || self.files_read.elapsed() < FILES_EVERY)
+            && heard
+            && (!names_files || self.files_read.elapsed() < FILES_EVERY)
     }
 
     /// The targets there are now; those that were there before go on as they were. Blocking.
     fn renew(
         old: Option<Self>,
         scrape: Box<Scrape>,
-        target_files: &TargetFiles,
+        (target_files, discovered): &(Arc<TargetFiles>, Arc<Discovered>),
         secrets: &Path,
         shard: u32,
         begin: u64,
     ) -> Result<Self, ShardError> {
-        let mut files = Vec::new();
+        // Before they are looked at: what is told meanwhile is another change.
+        let changes = discovered.changes();
+        let mut lists = Vec::new();
         let mut complete = true;
         for path in &scrape.files {
             match target_files.read(path) {
-                Ok(targets) => files.push(targets),
+                Ok(targets) => lists.push(targets),
                 Err(error) => {
                     complete = false;
                     let error = format!("{:#}", anyhow::Error::from(error));
@@ -224,22 +263,37 @@ impl Round {
                 }
             }
         }
+        let questions = Question::of(&scrape);
+        for question in &questions {
+            // Nobody told it yet: whoever was asked before us goes on being asked.
+            let Some(targets) = discovered.known(question) else {
+                complete = false;
+                continue;
+            };
+            lists.push(targets);
+        }
         let files_read = Instant::now();
         let old = match old {
-            Some(old) if complete && old.scrape == scrape && same(&old.files, &files) => {
-                return Ok(Self { files_read, ..old });
+            Some(old)
+                if complete
+                    && !old.client.is_old()
+                    && old.scrape == scrape
+                    && same(&old.lists, &lists) =>
+            {
+                return Ok(Self { files_read, changes, ..old });
             }
             old => old,
         };
-        let (mut before, begin, mut generation, kept) = match old {
+        let (mut before, begin, mut generation, kept, hung) = match old {
             Some(old) => {
                 let kept = (old.scrape == scrape).then_some((old.client, old.reading));
-                (old.asked, begin.max(old.from), old.generation, kept)
+                (old.asked, begin.max(old.from), old.generation, kept, old.hung)
             }
-            None => (HashMap::new(), begin, 0, None),
+            None => (HashMap::new(), begin, 0, None, Arc::default()),
         };
         let (client, reading) = match kept {
-            Some(kept) => kept,
+            Some((client, reading)) if !client.is_old() => (client, reading),
+            Some((old, reading)) => (renewed(old, &scrape, secrets), reading),
             None => {
                 // Series were read by other rules: they are met anew.
                 generation += 1;
@@ -256,7 +310,7 @@ impl Round {
             }
         };
         let mut asked = HashMap::new();
-        let all = scrape.targets.iter().chain(files.iter().flat_map(|targets| targets.iter()));
+        let all = scrape.targets.iter().chain(lists.iter().flat_map(|targets| targets.iter()));
         for target in of_shard(all, &scrape, shard) {
             let Some(host) = host_of(&target) else {
                 tracing::warn!(
@@ -275,19 +329,33 @@ impl Round {
                     generation += 1;
                     let reader = Some(Reader::new(host.clone(), &url));
                     let due = due(&url, interval, begin);
-                    Asked { target, host, due, generation, reader, told: None }
+                    let (told, told_lines, hung) = (None, None, false);
+                    Asked { target, host, due, generation, reader, told, told_lines, hung }
                 }
             };
             asked.insert(url, known);
         }
         if !complete {
-            let stay = before.into_iter().filter(|_| !scrape.files.is_empty());
-            asked.extend(stay);
+            asked.extend(before);
         }
         let intervals = asked.values().filter_map(|asked| asked.target.interval_ms);
         let shortest = intervals.fold(scrape.interval_ms, u64::min);
         let from = begin;
-        Ok(Self { scrape, client, reading, asked, shortest, files, from, generation, files_read })
+        let round = Self {
+            scrape,
+            client,
+            reading,
+            asked,
+            shortest,
+            lists,
+            questions,
+            changes,
+            hung,
+            from,
+            generation,
+            files_read,
+        };
+        Ok(round)
     }
 
     /// Asks who is due. How many questions nobody asked in time, and when the next is due.
@@ -299,7 +367,11 @@ impl Round {
                 continue;
             }
             let interval = asked.target.interval_ms.unwrap_or(self.scrape.interval_ms).max(1);
-            let room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
+            let mut room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
+            if asked.hung {
+                room &= self.hung.load(Relaxed) < ASKED_MAX / HUNG_PART
+                    && ASKED_HUNG.load(Relaxed) < ASKED_BY_ALL_MAX / HUNG_PART;
+            }
             // One that has not answered yet is not asked again: its answer takes that long.
             let Some(mut reader) = asked.reader.take_if(|_| room) else { continue };
             let (late, at) = question_at(asked.due, interval, now);
@@ -315,7 +387,7 @@ impl Round {
             let generation = asked.generation;
             let (client, reading) = (self.client.clone(), Arc::clone(&self.reading));
             let (url, host) = (asked.target.url.clone(), asked.host.clone());
-            let on_its_way = OnItsWay::new();
+            let on_its_way = OnItsWay::new(asked.hung, &self.hung);
             replies.spawn_blocking(move || {
                 let (answered, error) = question(&client, &reading, &url, &host, at, &mut reader);
                 drop(on_its_way);
@@ -340,20 +412,38 @@ impl Round {
         measured.absent += absent;
         if let Some(reason) = refused.keys().next() {
             measured.error = Some(format!("{}: {reason}", reply.url));
-        }
-        if let Some(error) = &reply.error {
-            measured.error = Some(format!("{}: {error}", reply.url));
+            if is_due(asked.told_lines) {
+                asked.told_lines = Some(Instant::now());
+                tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+            }
         }
         for (reason, lines) in refused {
             *measured.refused.entry(reason.to_owned()).or_default() += lines;
         }
-        if let Some(error) = reply.error
-            && asked.told.is_none_or(|told| told.elapsed() > TELL_EVERY)
-        {
-            asked.told = Some(Instant::now());
-            tracing::warn!(url = reply.url, error, "a target does not answer");
+        asked.hung = reply.error.as_ref().is_some_and(FetchError::is_timeout);
+        if let Some(error) = reply.error {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            measured.error = Some(format!("{}: {error}", reply.url));
+            if is_due(asked.told) {
+                asked.told = Some(Instant::now());
+                tracing::warn!(url = reply.url, error, "a target does not answer");
+            }
         }
     }
+}
+
+/// Whether something may be told again.
+fn is_due(told: Option<Instant>) -> bool {
+    told.is_none_or(|told| told.elapsed() > TELL_EVERY)
+}
+
+/// A client by the files as they are now; the old one while they are being changed.
+fn renewed(old: Client, scrape: &Scrape, secrets: &Path) -> Client {
+    Client::new(scrape, secrets).unwrap_or_else(|error| {
+        let error = format!("{:#}", anyhow::Error::from(error));
+        tracing::warn!(error, "targets go on being asked with the certificates there were");
+        old
+    })
 }
 
 /// Whether these are the very same lists.
@@ -369,15 +459,12 @@ fn question(
     host: &HostName,
     at: u64,
     reader: &mut Reader,
-) -> (Answered, Option<String>) {
+) -> (Answered, Option<FetchError>) {
     let started = Instant::now();
     let instant = i64::try_from(at).unwrap_or(i64::MAX);
     let (mut answered, error) = match client.get(url) {
         Ok((body, format)) => (reader.read(&body, format, instant, reading), None),
-        Err(error) => {
-            let told = format!("{:#}", anyhow::Error::from(error));
-            (Answered::default(), Some(told))
-        }
+        Err(error) => (Answered::default(), Some(error)),
     };
     answered.add_up(host, url, instant, error.is_none(), started.elapsed().as_secs_f64());
     (answered, error)

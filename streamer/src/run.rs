@@ -17,6 +17,7 @@ use crate::{
     cut::cut_declared,
     register::Registration,
     shard::{Shards, Told},
+    source::{fetched::Fetched, scrape::discover::Discovered},
     sources::Sources,
 };
 
@@ -40,13 +41,17 @@ pub(crate) async fn run_with(
     let process = Process { apart, ..process };
     let mut wanted: Vec<_> = wanted.into_iter().collect();
     wanted.extend(Registration::followed(&args)?);
-    let Some(registrations) = registrations(&process, &args).await? else { return Ok(()) };
+    let fetched = Arc::new(args.fetched(&process.stop)?);
+    let Some(registrations) = registrations(&process, &args, &fetched).await? else {
+        return Ok(());
+    };
     let routes = health_routes(Arc::clone(&process.metrics), Arc::clone(&process.health));
     // Served to the very end: draining can be watched, too.
     let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let args = Arc::new(args);
     run_process(process, address, |life| {
-        stream(life, Arc::clone(&args), registrations.clone(), wanted.clone())
+        let given = (registrations.clone(), wanted.clone());
+        stream(life, Arc::clone(&args), Arc::clone(&fetched), given)
     })
     .await
 }
@@ -56,9 +61,10 @@ pub(crate) async fn run_with(
 async fn registrations(
     process: &Process,
     args: &Args,
+    fetched: &Arc<Fetched>,
 ) -> anyhow::Result<Option<Vec<Registration>>> {
-    let args = args.clone();
-    let opening = spawn_blocking(move || Registration::of(&args));
+    let (args, fetched) = (args.clone(), Arc::clone(fetched));
+    let opening = spawn_blocking(move || Registration::of(&args, &fetched));
     tokio::select! {
         () = process.stop.cancelled() => Ok(None),
         opened = opening => opened?.map(Some),
@@ -69,8 +75,8 @@ async fn registrations(
 async fn stream(
     life: Life,
     args: Arc<Args>,
-    registrations: Vec<Registration>,
-    wanted: Vec<(SourceId, Wanted)>,
+    fetched: Arc<Fetched>,
+    (registrations, wanted): (Vec<Registration>, Vec<(SourceId, Wanted)>),
 ) -> anyhow::Result<()> {
     for registration in registrations {
         registration.put(&life).await?;
@@ -89,6 +95,8 @@ async fn stream(
         permits: Arc::new(Semaphore::new(args.parallel_shards as usize)),
         cache: Arc::new(Mutex::new(None)),
         target_files: Arc::default(),
+        fetched: Arc::clone(&fetched),
+        discovered: Arc::new(Discovered::new(args.scrape_secrets_dir.clone(), args.kubernetes())),
         full: Arc::clone(&full),
         told: Arc::new(Mutex::new(Told::default())),
         args: Arc::clone(&args),
@@ -103,7 +111,7 @@ async fn stream(
             )
         } => {}
         () = watch_fill(&life, args.etcd_quota_bytes, &full) => {}
-        () = cut_declared(&life, &sources) => {}
+        () = cut_declared(&life, &sources, &fetched) => {}
     }
     Ok(())
 }

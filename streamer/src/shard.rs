@@ -1,7 +1,6 @@
 //! One claimed shard: read, enqueue, and hold back when the queue is full.
 
 use std::{
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -12,7 +11,7 @@ use std::{
 use nexus_common::{
     crash_point,
     etcd::{Claim, Error},
-    keyspace::{ClaimItem, Mapping, Progress, Replay, Source, SourceKind},
+    keyspace::{ClaimItem, Progress, Replay, Source, SourceKind},
     model::{HostName, IdError, Lane},
     queue::{Enqueued, Producer},
     runtime::{Life, Work},
@@ -26,11 +25,11 @@ use tokio::{
 use crate::{
     args::Args,
     prepare::{PrepareError, Prepared, Task},
-    register::fingerprint,
     source::{
         CsvFile, FileError,
         csv::SeriesCache,
-        scrape::{fetch::FetchError, target::TargetFiles},
+        fetched::Fetched,
+        scrape::{discover::Discovered, fetch::FetchError, target::TargetFiles},
     },
     sources::Sources,
 };
@@ -56,6 +55,10 @@ pub(crate) struct Shards {
     pub(crate) cache: Arc<Mutex<Option<SeriesCache>>>,
     /// Files of targets that were read.
     pub(crate) target_files: Arc<TargetFiles>,
+    /// Files that lie on web servers.
+    pub(crate) fetched: Arc<Fetched>,
+    /// Lists of targets that others keep.
+    pub(crate) discovered: Arc<Discovered>,
     /// Whether etcd is too full to take more.
     pub(crate) full: Arc<AtomicBool>,
     pub(crate) told: Arc<Mutex<Told>>,
@@ -167,8 +170,12 @@ impl Shards {
             return Ok(Go::Ended);
         }
         let start = producer.progress().range.start;
+        let fetched = Arc::clone(&self.fetched);
         let file = spawn_blocking(move || {
-            open_same(Path::new(&path), bytes, &fingerprint, mapping)?.at_shard(start)
+            fetched
+                .open_same(&path, bytes, &fingerprint, mapping)?
+                .at_shard(start)
+                .map_err(|error| error.of(&path))
         })
         .await??;
         self.pump(producer, file, replay, gone).await
@@ -333,20 +340,5 @@ impl Shards {
                 tracing::warn!(%lane, "more rows are rejected; they are counted by reason in the shard's progress");
             }
         }
-    }
-}
-
-/// Opens the file if it still is the one that was registered.
-pub(crate) fn open_same(
-    path: &Path,
-    bytes: u64,
-    registered: &str,
-    mapping: Option<Box<Mapping>>,
-) -> Result<CsvFile, FileError> {
-    let file = CsvFile::open_as(path, mapping)?;
-    if file.identity.bytes == bytes && fingerprint(&file.identity) == registered {
-        Ok(file)
-    } else {
-        Err(FileError::Changed { path: path.to_owned(), was: bytes, is: file.identity.bytes })
     }
 }

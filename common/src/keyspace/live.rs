@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::discover::Discover;
 use crate::model::{ClusterId, HostName, Timestamp};
 
 /// Most hosts of a made-up source: with [`GPUS_MAX`] a hundred times what one etcd carries.
@@ -67,6 +68,8 @@ impl Simulate {
 pub const TARGETS_MAX: usize = 1000;
 /// Most files of targets, and most rules of a kind.
 pub const LISTED_MAX: usize = 100;
+/// Most of those who name targets: every streamer that asks targets of the source asks each of them.
+pub const DISCOVER_MAX: usize = 16;
 /// Shards that the targets of a source are dealt to, if nothing else is said.
 pub const SCRAPE_SHARDS: u32 = 8;
 /// Most shards of a source that is scraped: each is a claim and a transaction now and then.
@@ -89,6 +92,9 @@ pub struct Scrape {
     /// Files that name more of them, where streamers find them; read again when they change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<String>,
+    /// Others who name more of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discover: Vec<Discover>,
     /// From one question to the next.
     pub interval_ms: u64,
     /// How long an answer may take.
@@ -106,6 +112,12 @@ pub struct Scrape {
     /// PEM of the authorities that `https` targets are checked with, where streamers find it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
+    /// PEM of the certificate, and those above it, that `https` targets are shown; and its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<String>,
+    /// PEM of the certificate's private key: a secret, as those of [`Login`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
     /// What is taken.
     #[serde(default)]
     pub rules: Rules,
@@ -198,6 +210,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keyspace::discover::{DnsNames, Endpoints, Form, HttpLists, Record};
     use crate::keyspace::{Source, SourceKind, from_json, to_json};
 
     fn simulate(hosts: u32, hosts_per_shard: u32) -> Simulate {
@@ -260,6 +273,25 @@ mod tests {
             interval_ms: Some(5),
         };
         let text = || "x".to_owned();
+        let (form, refresh_ms) = (Form { https: true, path: text() }, 7);
+        let discover = vec![
+            Discover::Http(HttpLists { url: text(), refresh_ms }),
+            Discover::Dns(DnsNames {
+                name: text(),
+                record: Record::Aaaa,
+                port: Some(9400),
+                server: "[::1]:53".parse().ok(),
+                form: form.clone(),
+                refresh_ms,
+            }),
+            Discover::Kubernetes(Endpoints {
+                namespace: text(),
+                selector: Some(text()),
+                port: Some(text()),
+                form,
+                refresh_ms,
+            }),
+        ];
         let rename = [(text(), text())].into();
         for login in [
             Login::None,
@@ -270,6 +302,7 @@ mod tests {
                 cluster: ClusterId::new("c").ok(),
                 targets: vec![target.clone()],
                 files: vec![text()],
+                discover: discover.clone(),
                 interval_ms: 1,
                 timeout_ms: 2,
                 body_bytes_max: 3,
@@ -277,6 +310,8 @@ mod tests {
                 honour_times: true,
                 login,
                 ca_file: Some(text()),
+                cert_file: Some(text()),
+                key_file: Some(text()),
                 rules: Rules {
                     keep: vec![text()],
                     drop: vec![text()],

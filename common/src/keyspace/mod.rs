@@ -4,6 +4,7 @@
 //! JSON; only messages and blocks are binary ([`crate::block`]).
 
 pub mod csv;
+pub mod discover;
 mod key;
 pub mod live;
 mod value;

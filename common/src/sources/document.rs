@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{SourceError, Wanted, interval::parse_ms, interval::parse_offset};
+use super::{
+    SourceError, Wanted, discover::DiscoverSource, interval::parse_ms, interval::parse_offset,
+};
 use crate::{
     keyspace::{
         Follow, Mapping, SourceKind,
@@ -54,7 +56,7 @@ fn wrong<T>(field: &'static str, reason: &str) -> Result<T, SourceError> {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CsvSource {
-    /// Where streamers find it: an absolute path.
+    /// Where streamers find it: an absolute path, or an http(s) URL.
     #[cfg_attr(feature = "openapi", schema(example = "/data/rack-7.csv"))]
     path: String,
     /// Replay it in time: 1 as it was recorded, 10 ten times as fast, from 0.001 to 100000; as
@@ -150,6 +152,9 @@ pub struct ScrapeSource {
     /// Files of targets, as Prometheus' `file_sd` has them: absolute paths.
     #[serde(default)]
     files: Vec<String>,
+    /// Others who name targets.
+    #[serde(default)]
+    discover: Vec<DiscoverSource>,
     /// From one question to the next, such as 500ms, 15s or 2m.
     #[serde(default = "ten_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
@@ -172,6 +177,10 @@ pub struct ScrapeSource {
     basic: Option<BasicLogin>,
     /// The authorities that https targets are checked with: an absolute path.
     ca_file: Option<String>,
+    /// What https targets are shown that ask for a certificate: an absolute path.
+    cert_file: Option<String>,
+    /// Its key, below the streamers' directory of secrets.
+    key_file: Option<String>,
     /// Metrics to take; * stands for anything. All if none is given.
     #[serde(default)]
     keep: Vec<String>,
@@ -246,7 +255,7 @@ pub struct BasicLogin {
 /// A length of time, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-struct Length(u64);
+pub(super) struct Length(pub(super) u64);
 
 impl TryFrom<String> for Length {
     type Error = String;
@@ -332,10 +341,13 @@ fn scrape(scraped: ScrapeSource) -> Result<SourceKind, SourceError> {
         interval_ms: interval.map(|length| length.0),
     });
     let interval_ms = scraped.interval.0;
+    let discover = scraped.discover.into_iter().map(DiscoverSource::value);
+    let discover = discover.collect::<Result<Vec<_>, _>>()?;
     Ok(SourceKind::Scrape(Box::new(Scrape {
         cluster: scraped.cluster,
         targets: targets.collect(),
         files: scraped.files,
+        discover,
         interval_ms,
         timeout_ms: scraped.timeout.map_or(interval_ms.min(10_000), |length| length.0),
         body_bytes_max: scraped.body_bytes_max,
@@ -343,6 +355,8 @@ fn scrape(scraped: ScrapeSource) -> Result<SourceKind, SourceError> {
         honour_times: scraped.honour_times,
         login,
         ca_file: scraped.ca_file,
+        cert_file: scraped.cert_file,
+        key_file: scraped.key_file,
         rules: Rules { keep: scraped.keep, drop: scraped.drop, rename: scraped.rename },
         target_shards: scraped.shards,
     })))

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::SourceError;
+use super::{SourceError, discover};
 use crate::{
     keyspace::{
         Mapping, Source, SourceKind,
         live::{
-            BODY_BYTES, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml, PUSH_SHARDS,
-            SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
+            BODY_BYTES, DISCOVER_MAX, GPUS_MAX, HOSTS_MAX, INTERVAL_MS, LISTED_MAX, Login, Nvml,
+            PUSH_SHARDS, SCRAPE_SHARDS_MAX, Scrape, Simulate, TARGETS_MAX,
         },
     },
     limits::SECTION_SERIES_MAX,
@@ -51,7 +51,11 @@ impl Wanted {
     pub fn new(kind: SourceKind) -> Result<Self, SourceError> {
         match &kind {
             SourceKind::Declared { path, speed_milli, mapping, .. } => {
-                check_path(path)?;
+                if !path.starts_with('/') && path.contains("://") {
+                    check_web(path)?
+                } else {
+                    check_path(path)?
+                }
                 mapping.iter().try_for_each(|mapping| check_mapping(mapping))?;
                 if let Some(speed) = speed_milli.filter(|speed| !SPEED_MILLI.contains(speed)) {
                     let reason = format!("{} is not from 0.001 to 100000", speed as f64 / 1000.0);
@@ -203,8 +207,11 @@ fn check_simulate(simulate: &Simulate) -> Result<(), SourceError> {
 fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
     check_range("targets, their number,", scrape.targets.len(), 0..=TARGETS_MAX)?;
     check_range("files, their number,", scrape.files.len(), 0..=LISTED_MAX)?;
-    if scrape.targets.is_empty() && scrape.files.is_empty() {
-        let reason = "there are neither targets nor files that name any".to_owned();
+    check_range("discover, their number,", scrape.discover.len(), 0..=DISCOVER_MAX)?;
+    let secured = scrape.ca_file.is_some();
+    scrape.discover.iter().try_for_each(|one| discover::check(one, secured))?;
+    if scrape.targets.is_empty() && scrape.files.is_empty() && scrape.discover.is_empty() {
+        let reason = "there are neither targets nor files or discover that name any".to_owned();
         return Err(SourceError::Field { field: "targets", reason });
     }
     let rules = &scrape.rules;
@@ -225,11 +232,16 @@ fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
         Login::Bearer { token_file } => Some(token_file),
         Login::Basic { password_file, .. } => Some(password_file),
     };
-    let paths = scrape.files.iter().chain(&scrape.ca_file).chain(login);
+    if scrape.cert_file.is_some() != scrape.key_file.is_some() {
+        let reason = "cert_file and key_file go together: a certificate and its key".to_owned();
+        return Err(SourceError::Field { field: "cert_file", reason });
+    }
+    let shown = scrape.cert_file.iter().chain(&scrape.key_file);
+    let paths = scrape.files.iter().chain(&scrape.ca_file).chain(login).chain(shown);
     paths.map(String::as_str).try_for_each(check_path)?;
     let mut urls = BTreeSet::new();
     for target in &scrape.targets {
-        check_url(&target.url, scrape.ca_file.is_some())?;
+        check_url(&target.url, secured)?;
         if let Some(host) = &target.host {
             HostName::new(host)
                 .map_err(|e| SourceError::Field { field: "host", reason: e.to_string() })?;
@@ -245,13 +257,27 @@ fn check_scrape(scrape: &Scrape) -> Result<(), SourceError> {
     Ok(())
 }
 
-/// Whether a streamer could ask there.
-fn check_url(url: &str, secured: bool) -> Result<(), SourceError> {
-    let bad = |reason: String| Err(SourceError::Field { field: "url", reason });
+/// Whether it names a server and no user, in characters that stand in a URL.
+fn is_url(url: &str, bytes_max: usize) -> bool {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     let address = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
     let plain = url.chars().all(|c| c.is_ascii_graphic());
-    if address.is_empty() || address.contains('@') || !plain || url.len() > URL_BYTES_MAX {
+    !address.is_empty() && !address.contains('@') && plain && url.len() <= bytes_max
+}
+
+/// Whether a streamer could fetch it.
+fn check_web(url: &str) -> Result<(), SourceError> {
+    if is_url(url, PATH_BYTES_MAX) {
+        return Ok(());
+    }
+    let reason = format!("{url:?} is not like https://data.example.org/export.csv, without a user");
+    Err(SourceError::Field { field: "path", reason })
+}
+
+/// Whether a streamer could ask there.
+pub(super) fn check_url(url: &str, secured: bool) -> Result<(), SourceError> {
+    let bad = |reason: String| Err(SourceError::Field { field: "url", reason });
+    if !is_url(url, URL_BYTES_MAX) {
         return bad(format!("{url:?} is not like http://node:9100/metrics"));
     }
     if url.starts_with("https://") && !secured {
@@ -260,7 +286,7 @@ fn check_url(url: &str, secured: bool) -> Result<(), SourceError> {
     Ok(())
 }
 
-fn check_range<T: PartialOrd + std::fmt::Display>(
+pub(super) fn check_range<T: PartialOrd + std::fmt::Display>(
     field: &'static str,
     value: T,
     allowed: std::ops::RangeInclusive<T>,
@@ -304,5 +330,21 @@ mod tests {
         check(&format!("/{}", "a".repeat(4095)), None);
         let told = "path: it has 4097 bytes, at most 4096 are allowed";
         check(&format!("/{}", "a".repeat(4096)), Some(told));
+    }
+
+    #[test]
+    fn a_csv_may_lie_on_a_web_server() {
+        let check = |path: &str, expected: bool| {
+            let (path, speed_milli, mapping) = (path.to_owned(), None, None);
+            let told =
+                Wanted::new(SourceKind::Declared { path, speed_milli, looped: false, mapping });
+            assert_eq!(told.is_ok(), expected, "{told:?}");
+        };
+        check("https://data.example.org/export.csv?day=7", true);
+        check("http://[::1]:8080/a.csv", true);
+        check("/a://b", true);
+        for bad in ["ftp://a/b", "https://", "https:///a", "http://me:pw@a/b", "http://a/b c"] {
+            check(bad, false);
+        }
     }
 }

@@ -27,7 +27,8 @@ impl Mutation {
         ctx: &Context<'_>,
         #[graphql(desc = "A name that no source had before: letters, digits, `.`, `_`, `-`, `:`")]
         id: ID,
-        #[graphql(desc = "Where streamers find the file: an absolute path")] path: String,
+        #[graphql(desc = "Where streamers find the file: an absolute path, or an http(s) URL")]
+        path: String,
         #[graphql(
             desc = "Replay it in time: 1 as it was recorded, 10 ten times as fast, from 0.001 to 100000; as fast as possible if not given"
         )]

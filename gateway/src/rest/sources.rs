@@ -64,8 +64,11 @@ pub(super) struct NewSource {
     /// A name that no source had before
     #[schema(pattern = "^[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}$", example = "rack-7")]
     id: String,
-    /// Where streamers find the file: an absolute path
-    #[schema(pattern = "^/[^\\x00-\\x1f\\x7f-\\x9f]{1,1000}$", example = "/data/rack-7.csv")]
+    /// Where streamers find the file: an absolute path, or an http(s) URL
+    #[schema(
+        pattern = "^(/|https?://)[^\\x00-\\x1f\\x7f-\\x9f]{1,1000}$",
+        example = "/data/rack-7.csv"
+    )]
     path: String,
     /// Replay it in time: 1 as it was recorded, 10 ten times as fast; as fast as possible if not
     /// given

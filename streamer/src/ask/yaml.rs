@@ -112,6 +112,25 @@ mod tests {
         check(&one("nvml: {interval: 1s}"), &["line 3", "host"]);
         check(&one("nvml: {host: a/b}"), &["line 3", "[A-Za-z0-9._:-]"]);
         check(&one("nvml: {host: a, interval: 1ms}"), &["not from 100 to 86400000"]);
+        let scraped =
+            |more: &str| one(&format!("scrape: {{targets: [{{url: \"http://a/m\"}}], {more}}}"));
+        check(&scraped("cert_file: /c"), &["source a", "cert_file and key_file go together"]);
+        check(&scraped("cert_file: /c, key_file: k"), &["\"k\" is not absolute"]);
+        let found = |from: &str| one(&format!("scrape: {{discover: [{{{from}}}]}}"));
+        check(&one("scrape: {}"), &["neither targets nor files or discover"]);
+        check(&found("web: {}"), &["line 3", "web", "http"]);
+        check(&found(""), &["exactly one of http, dns and kubernetes"]);
+        check(&found("http: {url: \"ftp://a\"}"), &["is not like http://node:9100/metrics"]);
+        check(&found("http: {url: \"https://a/t\"}"), &["needs ca_file"]);
+        check(&found("http: {url: \"http://a/t\", refresh: 1s}"), &["not from 5000 to 86400000"]);
+        check(&found("dns: {name: a b}"), &["source a", "\"a b\" is not like _dcgm._tcp"]);
+        check(&found("dns: {name: a, record: mx}"), &["line 3", "srv", "aaaa"]);
+        check(&found("dns: {name: a, port: 1}"), &["SRV records say it"]);
+        check(&found("dns: {name: a, record: a}"), &["addresses do not say it", "1 to 65535"]);
+        check(&found("dns: {name: a, path: m}"), &["\"m\" is not like /metrics"]);
+        check(&found("dns: {name: a, https: true}"), &["https needs ca_file"]);
+        check(&found("kubernetes: {namespace: A}"), &["\"A\" is not like gpu-operator"]);
+        check(&found("kubernetes: {namespace: a, port: \"\"}"), &["a port's name"]);
         check(&one("note: 1"), &["line 3", "note"]);
         check(
             "sources: [{name: a}]",

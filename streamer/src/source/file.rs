@@ -19,7 +19,7 @@ use nexus_common::{
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{csv::parse_local, sessions, shards};
+use super::{csv::parse_local, fetched::FetchFileError, sessions, shards};
 
 /// Bytes of either end of a file that identify it: enough to hold timestamps and values.
 const EDGE_BYTES: u64 = 64 * 1024;
@@ -69,6 +69,15 @@ pub enum FileError {
         /// Its size now.
         is: u64,
     },
+    /// It lies on a web server, and is not to be had.
+    #[error(transparent)]
+    Fetch(#[from] Box<FetchFileError>),
+}
+
+impl From<FetchFileError> for FileError {
+    fn from(error: FetchFileError) -> Self {
+        Self::Fetch(Box::new(error))
+    }
 }
 
 impl FileError {
@@ -78,6 +87,20 @@ impl FileError {
             io::ErrorKind::PermissionDenied => Self::Denied(path.to_owned()),
             io::ErrorKind::IsADirectory => Self::NotAFile(path.to_owned()),
             _ => Self::Io { path: path.to_owned(), source },
+        }
+    }
+
+    /// The same of the file that this one is a copy of.
+    pub(crate) fn of(self, name: &str) -> Self {
+        let path = PathBuf::from(name);
+        match self {
+            Self::Missing(_) => Self::Missing(path),
+            Self::NotAFile(_) => Self::NotAFile(path),
+            Self::Denied(_) => Self::Denied(path),
+            Self::Io { source, .. } => Self::Io { path, source },
+            Self::Header { source, .. } => Self::Header { path, source },
+            Self::Changed { was, is, .. } => Self::Changed { path, was, is },
+            Self::Fetch(error) => Self::Fetch(error),
         }
     }
 }

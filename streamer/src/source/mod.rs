@@ -2,6 +2,7 @@
 //! position.
 
 pub mod csv;
+pub mod fetched;
 pub mod file;
 pub(crate) mod follow;
 pub(crate) mod named;

@@ -170,7 +170,7 @@ async fn the_examples_of_the_documentation_are_sources() {
     let text = std::fs::read_to_string(format!("{folder}/docs/SOURCES.md")).unwrap();
     let examples: Vec<&str> =
         text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(examples.len(), 5);
+    assert_eq!(examples.len(), 6);
     for (nth, example) in examples.iter().enumerate() {
         let file = case.write(&format!("{nth}.yaml"), example);
         let (good, said) = source(&case, &["apply", "-f", file.to_str().unwrap()]);
@@ -186,8 +186,8 @@ async fn the_examples_of_the_documentation_are_sources() {
         list.lines().skip(1).map(|line| line.split_whitespace().take(2).collect()).collect();
     let csv = ["export", "lab-pcs", "log", "long"].map(|name| [name, "csv"]);
     let simulated = ["lab", "live"].map(|name| [name, "simulate"]);
-    let mut expected =
-        [&csv[..], &simulated, &[["dcgm", "scrape"], ["gpus-dgx-001", "nvml"]]].concat();
+    let scraped = ["dcgm", "found"].map(|name| [name, "scrape"]);
+    let mut expected = [&csv[..], &simulated, &scraped, &[["gpus-dgx-001", "nvml"]]].concat();
     expected.sort_unstable();
     assert_eq!(listed, expected);
 }

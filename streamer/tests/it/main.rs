@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // tests may
 
+mod discover;
 mod exporter;
+mod exposition;
+mod faulty;
+mod fetched;
 mod follow;
 mod fuzz;
 mod gpu_z;
@@ -14,4 +18,5 @@ mod process;
 mod refusal;
 mod replay;
 mod scrape;
+mod scrape_faults;
 mod wanted;

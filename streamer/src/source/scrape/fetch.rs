@@ -2,6 +2,7 @@
 
 use std::{
     io::Read,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -9,9 +10,16 @@ use std::{
 
 use flate2::read::MultiGzDecoder;
 use nexus_common::keyspace::live::{Login, Scrape};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer},
+    sign::CertifiedKey,
+};
 use ureq::{
     Agent,
-    tls::{PemItem, RootCerts, TlsConfig, parse_pem},
+    tls::{
+        Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsConfigBuilder,
+        parse_pem,
+    },
 };
 
 use super::Format;
@@ -33,6 +41,12 @@ pub(crate) enum FetchError {
     Outside { path: String, folder: PathBuf },
     #[error("read {0}: no certificate in PEM")]
     Certificate(String),
+    #[error("read {0}: no private key in PEM")]
+    Key(String),
+    #[error("show the certificate of {0} with the key of {1}")]
+    Pair(String, String, #[source] rustls::Error),
+    #[error("ask {url}: it answered {status}{}", told(.location))]
+    Status { url: String, status: u16, location: Option<String> },
     #[error("ask {0}")]
     Http(String, #[source] Box<ureq::Error>),
     #[error("read the answer of {0}")]
@@ -41,11 +55,58 @@ pub(crate) enum FetchError {
     Large(String, u64),
 }
 
+/// Where a redirect leads. A target is who it is: one that sends us elsewhere is not asked there.
+fn told(location: &Option<String>) -> String {
+    let to = location.as_ref().map(|to| format!(", to {to}; redirects are not followed"));
+    to.unwrap_or_default()
+}
+
+impl FetchError {
+    /// Whether a target let us wait in vain.
+    pub(crate) fn is_timeout(&self) -> bool {
+        match self {
+            Self::Http(_, error) => matches!(**error, ureq::Error::Timeout(_)),
+            Self::Body(_, error) => {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+                matches!(inner, Some(ureq::Error::Timeout(_)))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What a client needs: how it says who it is, whom it trusts, and what it bears.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    pub(crate) login: Login,
+    pub(crate) ca_file: Option<String>,
+    pub(crate) cert_file: Option<String>,
+    pub(crate) key_file: Option<String>,
+    pub(crate) timeout_ms: u64,
+    pub(crate) body_bytes_max: u64,
+}
+
+impl Access {
+    /// As a source's targets are asked.
+    pub(crate) fn of(scrape: &Scrape) -> Self {
+        Self {
+            login: scrape.login.clone(),
+            ca_file: scrape.ca_file.clone(),
+            cert_file: scrape.cert_file.clone(),
+            key_file: scrape.key_file.clone(),
+            timeout_ms: scrape.timeout_ms,
+            body_bytes_max: scrape.body_bytes_max,
+        }
+    }
+}
+
 /// A client for all targets of a source.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     agent: Agent,
     login: Login,
+    /// The files of its authorities, certificate and key, as they were when they were read.
+    read: Vec<(String, Option<Stamp>)>,
     /// Whoever may write a source names files and where to send what is in them: only those that
     /// whoever runs the streamer put here.
     secrets: PathBuf,
@@ -53,38 +114,41 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client as the source says, which may send what lies in `secrets`. Reads its authorities.
+    /// A client as the source says, which may send what lies in `secrets`.
     pub(crate) fn new(scrape: &Scrape, secrets: &Path) -> Result<Self, FetchError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
-        if let Some(path) = &scrape.ca_file {
-            let pem = read_at_most(path, CA_BYTES_MAX)?;
-            let items = parse_pem(&pem).filter_map(Result::ok);
-            let certificates = items.filter_map(|item| match item {
-                PemItem::Certificate(certificate) => Some(certificate),
-                _ => None,
-            });
-            let certificates: Vec<_> = certificates.collect();
-            if certificates.is_empty() {
-                return Err(FetchError::Certificate(path.clone()));
-            }
-            tls = tls.root_certs(RootCerts::new_with_certs(&certificates));
+        Self::with(Access::of(scrape), secrets)
+    }
+
+    /// A client of any kind. Reads its authorities and what it shows of itself.
+    pub(crate) fn with(access: Access, secrets: &Path) -> Result<Self, FetchError> {
+        let files = [&access.ca_file, &access.cert_file, &access.key_file].into_iter().flatten();
+        // Before they are read: what is written meanwhile is another file.
+        let read = files.map(|path| (path.clone(), stamp(path).ok())).collect();
+        let mut tls = tls(access.ca_file.as_deref())?;
+        if let Some((shown, path)) = access.cert_file.as_ref().zip(access.key_file.as_ref()) {
+            tls = tls.client_cert(Some(own_certificate(shown, inside(path, secrets)?)?));
         }
         let agent = Agent::config_builder()
-            .timeout_global(Some(Duration::from_millis(scrape.timeout_ms)))
+            .timeout_global(Some(Duration::from_millis(access.timeout_ms)))
             .user_agent(concat!("nexus-streamer/", env!("CARGO_PKG_VERSION")))
-            // A target is who it is: one that sends us elsewhere is not asked there.
             .max_redirects(0)
+            .http_status_as_error(false)
             .proxy(None)
             .tls_config(tls.build())
             .build()
             .new_agent();
         Ok(Self {
             agent,
-            login: scrape.login.clone(),
+            login: access.login,
+            read,
             secrets: secrets.to_owned(),
-            body_bytes_max: scrape.body_bytes_max,
+            body_bytes_max: access.body_bytes_max,
         })
+    }
+
+    /// Whether a file that it read is another one by now: then a new client is needed.
+    pub(crate) fn is_old(&self) -> bool {
+        self.read.iter().any(|(path, was)| stamp(path).ok() != *was)
     }
 
     /// Asks once.
@@ -96,6 +160,13 @@ impl Client {
         }
         let failed = |error| FetchError::Http(url.to_owned(), Box::new(error));
         let mut answer = request.call().map_err(failed)?;
+        let status = answer.status().as_u16();
+        if status != 200 {
+            let location =
+                answer.headers().get("location").filter(|_| answer.status().is_redirection());
+            let location = location.and_then(|to| to.to_str().ok()).map(str::to_owned);
+            return Err(FetchError::Status { url: url.to_owned(), status, location });
+        }
         let content_type = answer.headers().get("content-type").and_then(|v| v.to_str().ok());
         let format = Format::of(content_type.unwrap_or_default());
         let encoding = answer.headers().get("content-encoding").map(|v| v.as_bytes());
@@ -120,7 +191,7 @@ impl Client {
     /// Read each time: secrets are changed while we run.
     fn authorization(&self) -> Result<Option<String>, FetchError> {
         let secret = |path: &str| {
-            let bytes = read_at_most(self.inside(path)?, SECRET_BYTES_MAX)?;
+            let bytes = read_at_most(inside(path, &self.secrets)?, SECRET_BYTES_MAX)?;
             Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
         };
         Ok(match &self.login {
@@ -132,21 +203,63 @@ impl Client {
             }
         })
     }
+}
 
-    /// The file itself, links followed, if it lies where secrets do. A secret that a mount brings
-    /// in by links is read by its link: the links stay in its folder.
-    fn inside<'a>(&self, path: &'a str) -> Result<&'a str, FetchError> {
-        let real = |path: &Path| {
-            let failed = |error| FetchError::File(path.display().to_string(), error);
-            path.canonicalize().map_err(failed)
-        };
-        if real(Path::new(path))?.starts_with(real(&self.secrets)?) {
-            Ok(path)
-        } else {
-            let (path, folder) = (path.to_owned(), self.secrets.clone());
-            Err(FetchError::Outside { path, folder })
-        }
+/// The file itself, links followed, if it lies where secrets do. A secret that a mount brings
+/// in by links is read by its link: the links stay in its folder.
+fn inside<'a>(path: &'a str, secrets: &Path) -> Result<&'a str, FetchError> {
+    let real = |path: &Path| {
+        let failed = |error| FetchError::File(path.display().to_string(), error);
+        path.canonicalize().map_err(failed)
+    };
+    if real(Path::new(path))?.starts_with(real(secrets)?) {
+        Ok(path)
+    } else {
+        let (path, folder) = (path.to_owned(), secrets.to_owned());
+        Err(FetchError::Outside { path, folder })
     }
+}
+
+/// What a file is told by: its inode, its length, and when it was written (seconds, nanoseconds).
+pub(super) type Stamp = (u64, u64, i64, i64);
+
+pub(super) fn stamp(path: &str) -> std::io::Result<Stamp> {
+    std::fs::metadata(path).map(|is| (is.ino(), is.len(), is.mtime(), is.mtime_nsec()))
+}
+
+/// TLS as everywhere here, with the authorities that a file holds.
+pub(crate) fn tls(ca_file: Option<&str>) -> Result<TlsConfigBuilder, FetchError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
+    Ok(match ca_file {
+        Some(path) => tls.root_certs(RootCerts::new_with_certs(&certificates(path)?)),
+        None => tls,
+    })
+}
+
+fn certificates(path: &str) -> Result<Vec<Certificate<'static>>, FetchError> {
+    let pem = read_at_most(path, CA_BYTES_MAX)?;
+    let found: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if found.is_empty() { Err(FetchError::Certificate(path.to_owned())) } else { Ok(found) }
+}
+
+/// A certificate and its key. Whether they go together is looked at here: the client would panic.
+fn own_certificate(shown: &str, key: &str) -> Result<ClientCert, FetchError> {
+    let chain = certificates(shown)?;
+    let pem = read_at_most(key, SECRET_BYTES_MAX)?;
+    let bad_key = |_| FetchError::Key(key.to_owned());
+    let private = PrivateKey::from_pem(&pem).map_err(bad_key)?;
+    let der = PrivateKeyDer::try_from(private.der().to_vec());
+    let der = der.map_err(|_| FetchError::Key(key.to_owned()))?;
+    let certs = chain.iter().map(|one| CertificateDer::from(one.der().to_vec())).collect();
+    CertifiedKey::from_der(certs, der, &rustls::crypto::ring::default_provider())
+        .map_err(|error| FetchError::Pair(shown.to_owned(), key.to_owned(), error))?;
+    Ok(ClientCert::new_with_certs(&chain, private))
 }
 
 pub(super) fn read_at_most(path: &str, bytes_max: u64) -> Result<Vec<u8>, FetchError> {
@@ -191,6 +304,7 @@ mod tests {
         let client = |login| Client {
             agent: Agent::new_with_defaults(),
             login,
+            read: Vec::new(),
             secrets: secrets.path().to_owned(),
             body_bytes_max: 1,
         };

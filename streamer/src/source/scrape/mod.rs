@@ -2,6 +2,7 @@
 //!
 //! `line` reads the format, [`Answered`] is one answer as samples, `fetch` asks.
 
+pub(crate) mod discover;
 pub(crate) mod fetch;
 pub mod line;
 pub(crate) mod target;

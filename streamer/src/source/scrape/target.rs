@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    os::unix::fs::MetadataExt,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,11 +12,11 @@ use nexus_common::{
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fetch::{FetchError, read_at_most};
+use super::fetch::{FetchError, Stamp, read_at_most, stamp};
 
 /// Largest file of targets, in bytes, and most targets of one shard: about a question a
 /// millisecond at a usual interval, more than one shard can carry.
-const FILE_BYTES_MAX: u64 = 16 << 20;
+pub(super) const FILE_BYTES_MAX: u64 = 16 << 20;
 pub(crate) const SHARD_TARGETS_MAX: usize = 10_000;
 /// How late a target is still asked, at least and in parts of its interval: what it answers is
 /// written down as of the instant that it was due, and the next one follows soon. Later, that
@@ -48,11 +47,10 @@ pub(crate) enum TargetsError {
 #[derive(Debug, Default)]
 pub(crate) struct TargetFiles(Mutex<HashMap<String, Known>>);
 
-/// A file that was read, and what it is told by: its inode, its length, and when it was written
-/// (seconds, nanoseconds).
+/// A file that was read, and what it is told by.
 #[derive(Debug)]
 struct Known {
-    is: (u64, u64, i64, i64),
+    is: Stamp,
     targets: Arc<Vec<Target>>,
 }
 
@@ -60,9 +58,7 @@ impl TargetFiles {
     /// The targets of a file: the same ones as long as it does not change. Blocking.
     pub(crate) fn read(&self, path: &str) -> Result<Arc<Vec<Target>>, TargetsError> {
         // Before it is read: what is written meanwhile is another file.
-        let is = std::fs::metadata(path)
-            .map_err(|error| FetchError::File(path.to_owned(), error))
-            .map(|is| (is.ino(), is.len(), is.mtime(), is.mtime_nsec()))?;
+        let is = stamp(path).map_err(|error| FetchError::File(path.to_owned(), error))?;
         // Nothing in here panics half way. Held while it is read: the others wait for it.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.get(path).filter(|known| known.is == is) {
@@ -79,11 +75,15 @@ impl TargetFiles {
 
 /// The targets of a file; `__scheme__` and `__metrics_path__` are understood, and `host`.
 fn read_file(path: &str) -> Result<Vec<Target>, TargetsError> {
-    let bytes = read_at_most(path, FILE_BYTES_MAX)?;
+    groups(&read_at_most(path, FILE_BYTES_MAX)?, path)
+}
+
+/// The targets of a list that stands at `path`.
+pub(super) fn groups(bytes: &[u8], path: &str) -> Result<Vec<Target>, TargetsError> {
     // JSON is YAML, and read much faster as what it is.
-    let groups: Vec<Group> = match serde_json::from_slice(&bytes) {
+    let groups: Vec<Group> = match serde_json::from_slice(bytes) {
         Ok(groups) => groups,
-        Err(_) => serde_saphyr::from_str(&String::from_utf8_lossy(&bytes))
+        Err(_) => serde_saphyr::from_str(&String::from_utf8_lossy(bytes))
             .map_err(|error| TargetsError::Format(path.to_owned(), Box::new(error)))?,
     };
     let mut targets = Vec::new();

@@ -8,7 +8,7 @@
 use crate::generate::SplitMix64;
 
 /// How long a GPU does the same, in milliseconds: long enough to warm up, short enough to watch.
-const SLOT_MS: i64 = 300_000;
+pub(super) const SLOT_MS: i64 = 300_000;
 /// Frame buffer of an H100 80 GB, in MiB, as DCGM splits it into used and free.
 const FRAME_BUFFER_MIB: i64 = 81_559;
 /// SM and memory clock without throttling, in MHz.
@@ -16,7 +16,11 @@ const SM_CLOCK_MHZ: i64 = 1980;
 const MEMORY_CLOCK_MHZ: i64 = 2619;
 /// Half the way of a temperature, and of a load, to where it is going, in milliseconds.
 const WARM_MS: i64 = 20_000;
-const RAMP_MS: i64 = 3_000;
+pub(super) const RAMP_MS: i64 = 3_000;
+/// What being hot adds in the long run, and from where on it is throttled, in thousandths of a
+/// degree.
+const HEAT: i64 = 22_000;
+const HEAT_MAX: i64 = 12_000;
 /// One job in so many loses its cooling, reports an XID of its own making, or its GPU.
 const HOT_ONCE_IN: i64 = 12;
 const XID_ONCE_IN: i64 = 60;
@@ -61,9 +65,9 @@ pub(crate) const FIELDS: [&str; 20] = [
 pub(crate) type Readings = [f64; FIELDS.len()];
 
 /// What a GPU does in one slot.
-struct Slot {
+pub(super) struct Slot {
     /// In thousandths of a percent.
-    load: i64,
+    pub(super) load: i64,
     memory_mib: i64,
     decoder: i64,
     /// How much of the load is the tensor cores', in percent.
@@ -75,7 +79,7 @@ struct Slot {
 }
 
 impl Slot {
-    fn of(stream: u64, number: i64) -> Self {
+    pub(super) fn of(stream: u64, number: i64) -> Self {
         let mut random = SplitMix64::new(stream, number as u64);
         let busy = !random.once_in(4);
         let at = random.between(60_000, 150_000);
@@ -96,9 +100,25 @@ impl Slot {
         }
     }
 
+    /// Without noise and at this load.
+    pub(super) fn power_mw(&self, load: i64) -> i64 {
+        68_000 + load * 6
+    }
+
+    /// From when to when it is throttled.
+    pub(super) fn throttled(&self) -> Option<(i64, i64)> {
+        let (from, to) = self.hot?;
+        // As long as it takes to get there and back, by halves; both are less than two of them.
+        let missing = HEAT - HEAT_MAX;
+        let first = WARM_MS + (HEAT / 2 - missing) * WARM_MS * 4 / HEAT + 1;
+        let gained = gained(to - from);
+        let cooled = (gained - HEAT_MAX) * WARM_MS * 2 / gained.max(1);
+        (gained > HEAT_MAX).then_some((from + first, to + cooled))
+    }
+
     /// In thousandths of a degree, in the long run.
     fn warmth(&self) -> i64 {
-        27_000 + (68_000 + self.load * 6) * 60 / 1000
+        27_000 + self.power_mw(self.load) * 60 / 1000
     }
 
     fn is_lost(&self, into: i64) -> bool {
@@ -107,7 +127,7 @@ impl Slot {
 }
 
 /// What is left of `distance` after `ms`, halved every `half` of them.
-fn left(distance: i64, ms: i64, half: i64) -> i64 {
+pub(super) fn left(distance: i64, ms: i64, half: i64) -> i64 {
     let (whole, part) = (ms / half, ms % half);
     if whole >= 40 {
         return 0;
@@ -116,30 +136,37 @@ fn left(distance: i64, ms: i64, half: i64) -> i64 {
     there - there * part / (2 * half)
 }
 
+/// How warm it got after so long without air.
+fn gained(ms: i64) -> i64 {
+    HEAT - left(HEAT, ms, WARM_MS)
+}
+
+/// Which slot an instant lies in, and how far.
+pub(super) fn slot_at(stream: u64, now: i64) -> (i64, i64) {
+    // Each GPU has its own beginning, so that not all jobs start at once.
+    let shifted = now.saturating_add((stream % SLOT_MS as u64) as i64);
+    (shifted.div_euclid(SLOT_MS), shifted.rem_euclid(SLOT_MS))
+}
+
 /// What GPU `stream` shows at `now`, in milliseconds since the epoch. Nothing while it is off the
 /// bus.
 pub(crate) fn readings(stream: u64, now: i64) -> Option<Readings> {
-    // Each GPU has its own beginning, so that not all jobs start at once.
-    let shifted = now.saturating_add((stream % SLOT_MS as u64) as i64);
-    let (number, into) = (shifted.div_euclid(SLOT_MS), shifted.rem_euclid(SLOT_MS));
+    let (number, into) = slot_at(stream, now);
     let (slot, before) = (Slot::of(stream, number), Slot::of(stream, number - 1));
     if slot.is_lost(into) {
         return None;
     }
     let mut noise = SplitMix64::new(!stream, now as u64);
-    let heat = slot.hot.map_or(0, |(from, to)| {
-        let gained = |ms: i64| 22_000 - left(22_000, ms, WARM_MS);
-        match into {
-            _ if into < from => 0,
-            _ if into < to => gained(into - from),
-            _ => left(gained(to - from), into - to, WARM_MS),
-        }
+    let heat = slot.hot.map_or(0, |(from, to)| match into {
+        _ if into < from => 0,
+        _ if into < to => gained(into - from),
+        _ => left(gained(to - from), into - to, WARM_MS),
     });
-    let throttled = heat > 12_000;
+    let throttled = heat > HEAT_MAX;
     let wobble = if slot.load > 0 { noise.between(-4_000, 4_000) } else { 0 };
     let ramp = slot.load + left(before.load - slot.load, into, RAMP_MS);
     let load = (ramp + wobble).clamp(0, 100_000);
-    let power = (68_000 + load * 6 + noise.between(-3_000, 3_000)).clamp(60_000, 700_000);
+    let power = (slot.power_mw(load) + noise.between(-3_000, 3_000)).clamp(60_000, 700_000);
     let power = if throttled { power * 7 / 10 } else { power };
     let warmth = slot.warmth() + left(before.warmth() - slot.warmth(), into, WARM_MS) + heat;
     let temperature = (warmth + noise.between(-300, 300)) / 1000;
