@@ -1,7 +1,7 @@
 //! Sources that somebody asked for over an API: the first streamer that finds the file says which
 //! it is, then cuts it into shards. Whoever finds one that was left half cut goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use nexus_common::{
     etcd::{Claim, Error, Etcd, Position},
@@ -11,7 +11,10 @@ use nexus_common::{
     model::{SourceId, Timestamp},
     runtime::Life,
 };
-use tokio::{task::spawn_blocking, time::interval};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::interval,
+};
 
 use crate::{
     register::{create_shards, fingerprint, replay, shards},
@@ -21,6 +24,9 @@ use crate::{
 
 /// How often it is tried again without an event: whoever had the claim may have died.
 const LOOK: Duration = Duration::from_secs(1);
+/// Sources that are cut at the same time: each is a file that is read, or fetched, which may take
+/// minutes and must not keep the others from being begun.
+const CUT_AT_ONCE_MAX: usize = 4;
 
 /// Why a source was not cut.
 #[derive(Debug, thiserror::Error)]
@@ -43,24 +49,48 @@ enum CutError {
 pub(crate) async fn cut_declared(life: &Life, sources: &Sources, fetched: &Arc<Fetched>) {
     let mut uncut = sources.uncut();
     let mut look = interval(LOOK);
+    let mut cutting = JoinSet::new();
+    let mut busy = BTreeSet::new();
     loop {
         tokio::select! {
             _ = look.tick() => {}
             Ok(()) = uncut.changed() => {}
+            Some(done) = cutting.join_next() => {
+                match done {
+                    Ok((id, done)) => {
+                        busy.remove(&id);
+                        settle(sources, &id, done);
+                    }
+                    // Claims keep apart what is begun anew.
+                    Err(_) => busy.clear(),
+                }
+                // One that somebody else cuts is looked at again when it is time.
+                continue;
+            }
         }
         let ids = uncut.borrow_and_update().clone();
         for id in ids {
-            match claim_and_cut(life, &id, fetched).await {
-                Ok(()) => {}
-                Err(CutError::Etcd(error)) => {
-                    tracing::warn!(source = %id, %error, "could not cut a source, trying again");
-                }
-                Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    tracing::error!(source = %id, error = format!("{error:#}"), "the source cannot be cut here, leaving it to others");
-                    sources.shun(&id);
-                }
+            if busy.len() < CUT_AT_ONCE_MAX && busy.insert(id.clone()) {
+                let (life, fetched) = (life.clone(), Arc::clone(fetched));
+                cutting.spawn(async move {
+                    let done = claim_and_cut(&life, &id, &fetched).await;
+                    (id, done)
+                });
             }
+        }
+    }
+}
+
+fn settle(sources: &Sources, id: &SourceId, done: Result<(), CutError>) {
+    match done {
+        Ok(()) => {}
+        Err(CutError::Etcd(error)) => {
+            tracing::warn!(source = %id, %error, "could not cut a source, trying again");
+        }
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::error!(source = %id, error = format!("{error:#}"), "the source cannot be cut here, leaving it to others");
+            sources.shun(id);
         }
     }
 }

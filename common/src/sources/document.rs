@@ -1,12 +1,13 @@
 //! A source as people write it down: in a file of sources, or in the body of a request.
 
+mod discover;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{
-    SourceError, Wanted, discover::DiscoverSource, interval::parse_ms, interval::parse_offset,
-};
+pub use self::discover::{Discovered, DnsDiscovery, HttpDiscovery, KubernetesDiscovery};
+use super::{SourceError, Wanted, interval::parse_ms, interval::parse_offset};
 use crate::{
     keyspace::{
         Follow, Mapping, SourceKind,
@@ -152,9 +153,9 @@ pub struct ScrapeSource {
     /// Files of targets, as Prometheus' `file_sd` has them: absolute paths.
     #[serde(default)]
     files: Vec<String>,
-    /// Others who name targets.
+    /// Others who name targets; at most 16.
     #[serde(default)]
-    discover: Vec<DiscoverSource>,
+    discover: Vec<Discovered>,
     /// From one question to the next, such as 500ms, 15s or 2m.
     #[serde(default = "ten_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
@@ -177,9 +178,10 @@ pub struct ScrapeSource {
     basic: Option<BasicLogin>,
     /// The authorities that https targets are checked with: an absolute path.
     ca_file: Option<String>,
-    /// What https targets are shown that ask for a certificate: an absolute path.
+    /// The certificate to show https targets: an absolute path, below the streamers'
+    /// directory of secrets.
     cert_file: Option<String>,
-    /// Its key, below the streamers' directory of secrets.
+    /// The key of `cert_file`.
     key_file: Option<String>,
     /// Metrics to take; * stands for anything. All if none is given.
     #[serde(default)]
@@ -341,7 +343,7 @@ fn scrape(scraped: ScrapeSource) -> Result<SourceKind, SourceError> {
         interval_ms: interval.map(|length| length.0),
     });
     let interval_ms = scraped.interval.0;
-    let discover = scraped.discover.into_iter().map(DiscoverSource::value);
+    let discover = scraped.discover.into_iter().map(Discovered::value);
     let discover = discover.collect::<Result<Vec<_>, _>>()?;
     Ok(SourceKind::Scrape(Box::new(Scrape {
         cluster: scraped.cluster,
