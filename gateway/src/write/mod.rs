@@ -13,7 +13,10 @@ mod writer;
 
 use std::{
     str::FromStr,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -153,6 +156,8 @@ pub struct Writes {
     to: Option<mpsc::Sender<Pending>>,
     turns: Semaphore,
     cluster: ClusterId,
+    /// The last request that waited was not answered in time: etcd is away, not only busy.
+    etcd_is_away: AtomicBool,
     meters: WriteMeters,
 }
 
@@ -176,7 +181,8 @@ pub fn desk(args: &WriteArgs, cluster: &ClusterId, metrics: &Metrics) -> (Writes
     });
     let (to, writer) = halves.unzip();
     let turns = Semaphore::new(READ_AT_ONCE);
-    let writes = Writes { to, turns, cluster: cluster.clone(), meters };
+    let etcd_is_away = AtomicBool::new(false);
+    let writes = Writes { to, turns, cluster: cluster.clone(), etcd_is_away, meters };
     (writes, WriteDesk { writer, full, quota_bytes: args.etcd_quota_bytes })
 }
 
@@ -246,10 +252,14 @@ impl Writes {
         let (answer, answered) = oneshot::channel();
         let to = self.to.as_ref().ok_or(Refusal::Stopping)?;
         to.try_send(Pending { told, answer }).map_err(|error| match error {
+            // Not every sender tries again after 429, which says that it sends too much.
+            mpsc::error::TrySendError::Full(_) if self.etcd_is_away.load(Relaxed) => Refusal::Etcd,
             mpsc::error::TrySendError::Full(_) => Refusal::Busy,
             mpsc::error::TrySendError::Closed(_) => Refusal::Stopping,
         })?;
-        match timeout(DURABLE_WITHIN, answered).await {
+        let answered = timeout(DURABLE_WITHIN, answered).await;
+        self.etcd_is_away.store(answered.is_err(), Relaxed);
+        match answered {
             Ok(Ok(answer)) => Ok((tally, answer?)),
             Ok(Err(_)) => Err(Refusal::Stopping.into()),
             Err(_) => Err(Refusal::Etcd.into()),

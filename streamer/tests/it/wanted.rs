@@ -121,6 +121,7 @@ async fn what_is_sent_to_gateways_is_neither_cut_nor_claimed() {
     let file = case.write("rows.csv", rows());
     let desk = SourceDesk::new(case.etcd.clone());
     let streamer = case.start(&[]);
+    streamer.wait_for_log("session").await;
     let pushed: SourceId = "pushed".parse().unwrap();
     let written = desk.open_push(&pushed).await.unwrap();
     // What was asked for later is read, so the other was seen.

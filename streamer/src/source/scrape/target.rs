@@ -8,6 +8,7 @@ use std::{
 use nexus_common::{
     keyspace::live::{Scrape, Target},
     model::HostName,
+    sources::series::host_of_address,
 };
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
@@ -120,11 +121,7 @@ pub(crate) fn of_shard<'a>(
 /// The host whose metrics a target tells if they do not say so themselves.
 pub(crate) fn host_of(target: &Target) -> Option<HostName> {
     let address = target.url.split("://").nth(1)?.split('/').next()?;
-    let host = match address.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => address,
-    };
-    HostName::new(target.host.as_deref().unwrap_or(host.trim_matches(['[', ']']))).ok()
+    HostName::new(target.host.as_deref().unwrap_or(host_of_address(address))).ok()
 }
 
 /// The first instant at or after `from` at which a target is asked: on a grid of its interval,
