@@ -15,8 +15,8 @@ K8S_KNOBS = STREAMER_INSTANCES='$(STREAMER_INSTANCES)' COLLECTOR_INSTANCES='$(CO
 .PHONY: help deps build-nexus setup-etcd stop-etcd etcd-status \
 	run-nexus-streamer run-nexus-collector run-nexus-gateway demo demo-scaling verify \
 	scale-local scale-streamers scale-collectors scale-gateways scale-status scale-logs scale-stop \
-	test test-deploy test-api audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-live bench-start \
-	bench-peers bench-fleet bench-soak bench-scrape \
+	test test-deploy test-api test-remote-write audit-graphql test-etcd35 churn lint fuzz deny bench bench-api bench-live bench-start \
+	bench-peers bench-fleet bench-soak bench-scrape bench-write \
 	generate-swagger lint-openapi dist clean docker-build-nexus docker-push-nexus k8s-deploy-nexus \
 	k8s-status-nexus k8s-logs-nexus k8s-undeploy-nexus k8s-port-forward kind-deploy
 
@@ -45,6 +45,8 @@ churn: ## Every fault there is on real programs and etcds, measured (minutes; no
 	@scripts/churn.sh long
 test-api: build-nexus ## Ask a gateway all that its document allows (schemathesis, from PyPI)
 	@scripts/test-api.sh
+test-remote-write: build-nexus ## Let the real Prometheus and vmagent (from Debian) send to gateways that are killed, and count
+	@scripts/test-remote-write.sh
 audit-graphql: ## Ask a running gateway what GraphQL over HTTP demands (graphql-http, from npm)
 	@scripts/audit-graphql.sh
 lint: ## Format, clippy and documentation, warnings denied
@@ -69,6 +71,8 @@ bench-soak: build-nexus ## Measure an hour of 10 million samples a minute under 
 	@scripts/bench-fleet.sh soak
 bench-scrape: build-nexus ## Measure scraping: 10,000 exporters, of whose streamers one is killed
 	@scripts/bench-scrape.sh
+bench-write: build-nexus ## Measure remote write into one gateway
+	@scripts/bench-write.sh
 bench-start: build-nexus ## Measure how soon a gateway is back before 50 million samples
 	@scripts/bench-start.sh
 generate-swagger: build-nexus ## Write docs/openapi.json, openapi.yaml and schema.graphql from the gateway

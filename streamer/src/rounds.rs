@@ -412,10 +412,10 @@ impl Round {
         measured.absent += absent;
         if let Some(reason) = refused.keys().next() {
             measured.error = Some(format!("{}: {reason}", reply.url));
-        }
-        if !refused.is_empty() && is_due(asked.told_lines) {
-            asked.told_lines = Some(Instant::now());
-            tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+            if is_due(asked.told_lines) {
+                asked.told_lines = Some(Instant::now());
+                tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+            }
         }
         for (reason, lines) in refused {
             *measured.refused.entry(reason.to_owned()).or_default() += lines;

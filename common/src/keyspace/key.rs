@@ -143,8 +143,7 @@ pub enum Key {
     Retired(BucketId),
     /// `dead/{source}/{shard}/{seq}`: a message nobody could decode. JSON line, then its bytes.
     Dead(Lane, u64),
-    /// `requests/{source}/{hash}`: a request that was enqueued. JSON [`super::Receipt`], leased,
-    /// create-only.
+    /// `requests/{source}/{hash}`: a request that was enqueued. JSON [`super::Receipt`], leased.
     Request(SourceId, u128),
 }
 

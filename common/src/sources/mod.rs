@@ -1,10 +1,11 @@
 //! What shall be read: sources asked for, paused, resumed and withdrawn.
 //!
-//! Only `sources/{source}` is written here, each time only if it still is as it was read. What was
-//! read so far (`shards/`), what is queued and what is stored is nobody's to change but their
-//! claimants', so whatever is asked for here, nothing is lost and nothing there twice.
+//! Only `sources/{source}` is written here, each time only if it still is as it was read; and, when
+//! a source that is pushed comes into being, its shards with it. What was read so far (`shards/`),
+//! what is queued and what is stored is nobody's to change but their claimants', so whatever is
+//! asked for here, nothing is lost and nothing there twice.
 
-mod discover;
+pub mod discover;
 pub mod document;
 pub mod gpu_z;
 pub mod header;

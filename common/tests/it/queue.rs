@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use nexus_common::{
     audit::audit,
-    etcd::{Etcd, Outcome},
-    keyspace::{ClaimItem, CommitSummary, Cursor, DeadLetter, Key, Progress, from_json},
-    model::{Lane, Role},
-    queue::{Consumer, Enqueued, Intake, Message, Producer},
+    etcd::{Claim, Error, Etcd, Outcome, Position},
+    keyspace::{ClaimItem, CommitSummary, Cursor, DeadLetter, Key, Progress, Receipt, from_json},
+    model::{Lane, Role, ShardId, SourceId},
+    queue::{Consumer, Enqueued, Intake, Message, Producer, receipts},
+    sources::{SourceDesk, SourceError},
     testing::TestEtcd,
 };
 
@@ -197,4 +198,46 @@ async fn a_message_nobody_can_decode_is_set_aside_with_its_reason_and_counted() 
     let entry = etcd.get(&cursor).await.unwrap().unwrap();
     let cursor: Cursor = from_json(&entry.key, &entry.value).unwrap();
     assert_eq!((cursor.next, cursor.samples, cursor.dead), (1, 7, 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_enqueued_once_in_whichever_lane_and_only_while_its_source_stands() {
+    let etcd = TestEtcd::start();
+    let life = etcd.life(Role::Gateway, "gateway-1", 10).await;
+    let handle = &life.process.etcd;
+    let desk = SourceDesk::new(handle.clone());
+    let id: SourceId = "pushed".parse().unwrap();
+    let written = desk.open_push(&id).await.unwrap();
+    assert_eq!(desk.open_push(&id).await.unwrap(), written, "whoever is second finds it");
+    let key = handle.keyspace().key(&Key::Source(id.clone()));
+    let source = Position { key, mod_revision: written.revision };
+    let lease = handle.grant(600).await.unwrap();
+    let mut producers = Vec::new();
+    for shard in [0, 1] {
+        let lane = Lane { source: id.clone(), shard: ShardId(shard) };
+        let item = ClaimItem::Shard(lane.clone());
+        let claim = Claim::take(handle, &life.session, item).await.unwrap().unwrap();
+        producers.push(Producer::open(&life, claim, lane).await.unwrap().unwrap());
+    }
+    let messages = [Message { bytes: Bytes::from_static(b"block"), samples: 3 }];
+    let mut enqueue = async |nth: usize, hashes: &[u128], lease: i64| {
+        let requests: Vec<_> = hashes.iter().map(|h| (*h, Receipt { samples: 3 })).collect();
+        let producer = &mut producers[nth];
+        let mut progress = producer.progress().clone();
+        progress.samples += 3;
+        producer.enqueue_once(&messages, progress, &source, &requests, lease).await
+    };
+    assert_eq!(enqueue(0, &[1, 2], lease).await.unwrap(), Enqueued::Committed);
+    assert_eq!(enqueue(0, &[1], lease).await.unwrap(), Enqueued::Moved);
+    assert_eq!(enqueue(1, &[3, 2], lease).await.unwrap(), Enqueued::Moved, "none or all");
+    assert_eq!(receipts(handle, &id, &[1, 2, 3]).await.unwrap(), [true, true, false]);
+    // A lease that is gone: nothing is enqueued whose receipt would not stand.
+    assert!(matches!(enqueue(1, &[3], 4711).await, Err(Error::SessionLost { .. })));
+    assert_eq!(enqueue(1, &[3], lease).await.unwrap(), Enqueued::Committed);
+    desk.set_paused(&id, true).await.unwrap();
+    assert_eq!(enqueue(1, &[4], lease).await.unwrap(), Enqueued::Moved, "paused");
+    let report = audit(handle).await.unwrap();
+    assert_eq!((report.samples.accepted, report.messages), (6, 2));
+    desk.withdraw(&id).await.unwrap();
+    assert!(matches!(desk.open_push(&id).await, Err(SourceError::Field { field: "id", .. })));
 }

@@ -15,7 +15,7 @@ pub(crate) const SERIES_MAX: usize = 1 << 16;
 /// Most labels of a series, identity included: as many as a line of an exporter may have.
 pub(crate) const LABELS_MAX: usize = PAIRS_MAX;
 /// Bodies that are taken in and read at the same time: together with what they unpack to they
-/// hold at most 320 MiB.
-pub(crate) const READ_AT_ONCE: usize = 16;
+/// hold at most 160 MiB.
+pub(crate) const READ_AT_ONCE: usize = 8;
 /// Requests that wait for a transaction: each at most as large as one.
 pub(crate) const WAITING_MAX: usize = 64;

@@ -51,6 +51,9 @@ impl Tally {
     pub(crate) fn add(&mut self, other: &Self) {
         self.samples += other.samples;
         self.absent += other.absent;
+        if other.first_refused.is_some() {
+            self.first_refused.clone_from(&other.first_refused);
+        }
         for (reason, samples) in &other.refused {
             *self.refused.entry(reason).or_default() += samples;
         }

@@ -16,9 +16,9 @@ use std::{
 use nexus_common::{
     block::Section,
     etcd::{Error, Etcd},
-    keyspace::{Progress, Receipt},
+    keyspace::{LastError, Progress, Receipt},
     limits::{ENQUEUE_MESSAGES_MAX, TXN_OPS_MAX},
-    model::{ClusterId, SourceId},
+    model::{ClusterId, SourceId, Timestamp},
     queue::{Enqueued, Message, Producer, receipts},
     runtime::Life,
 };
@@ -347,6 +347,9 @@ impl Batch {
         next.samples += self.tally.samples;
         next.rows_accepted += self.tally.samples + self.tally.absent;
         next.rows_absent += self.tally.absent;
+        if let Some(told) = &self.tally.first_refused {
+            next.last_error = Some(LastError::new(Timestamp::now(), told));
+        }
         for (reason, samples) in &self.tally.refused {
             *next.rows_rejected.entry((*reason).to_owned()).or_default() += samples;
         }

@@ -113,3 +113,20 @@ async fn one_that_cannot_be_opened_waits_for_a_streamer_that_can() {
     case.audited_until("it is read", |r| r.samples.accepted == ROWS).await;
     streamer.terminate().await;
 }
+
+#[tokio::test]
+async fn what_is_sent_to_gateways_is_neither_cut_nor_claimed() {
+    let etcd = TestEtcd::start();
+    let case = Case::new(&etcd, "/pushed").await;
+    let file = case.write("rows.csv", rows());
+    let desk = SourceDesk::new(case.etcd.clone());
+    let streamer = case.start(&[]);
+    let pushed: SourceId = "pushed".parse().unwrap();
+    let written = desk.open_push(&pushed).await.unwrap();
+    // What was asked for later is read, so the other was seen.
+    desk.register(&"other".parse().unwrap(), file.to_str().unwrap(), None, false).await.unwrap();
+    case.audited_until("the file is read", |r| r.samples.accepted == ROWS).await;
+    assert_eq!(stored(&case, &pushed).await, Some(written.source));
+    assert_eq!(claims(&case).await, 0);
+    streamer.terminate().await;
+}
