@@ -49,7 +49,7 @@ const ASKED_BY_ALL_MAX: usize = 128;
 const ANSWERS_MAX: usize = 64;
 /// How long the first of them waits for the others, at most and in parts of the shortest interval:
 /// a transaction an answer would be etcd's whole work.
-const LINGER_MAX: Duration = Duration::from_millis(200);
+const LINGER_MAX: Duration = Duration::from_millis(500);
 const LINGER_PART: u64 = 10;
 /// Least time between two log lines about one target.
 const TELL_EVERY: Duration = Duration::from_secs(60);
