@@ -4,6 +4,8 @@
 # etcd with fsync and two collectors; then one streamer is killed, and how long its targets wait is
 # told. Prints a line for each part; writes .nexus/bench/scrape.json. Everything it starts is gone
 # afterwards.
+#   bench-scrape.sh small   what a streamer costs that has little to do: 1000 exporters, one streamer,
+#                           a source as it is without being told more
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export NEXUS_PID_DIR=$here/.pids/bench-scrape NEXUS_LOG_DIR=$here/logs/bench-scrape
 export GATEWAY_PORT_BASE=${GATEWAY_PORT_BASE:-8398}
@@ -13,9 +15,14 @@ unset GATEWAY_URL LOOP_MODE REPLAY_SPEED ETCD_ENDPOINTS CSV_FILE
 source "$here/scripts/lib.sh"
 source "$here/scripts/bench-lib.sh"
 
-TARGETS=${SCRAPE_TARGETS:-10000}
+case ${1:-large} in
+large) targets=10000 streamers=2 shards=16 ;;
+small) targets=1000 streamers=1 shards=8 ;;
+*) die "usage: bench-scrape.sh [small]" ;;
+esac
+TARGETS=${SCRAPE_TARGETS:-$targets}
 INTERVAL=${SCRAPE_INTERVAL:-15}
-STREAMERS=${SCRAPE_STREAMERS:-2}
+STREAMERS=${SCRAPE_STREAMERS:-$streamers}
 LASTING=${SCRAPE_SECONDS:-120}
 TTL=${LEASE_TTL_SECONDS:-10}
 DIR=$STATE_DIR/bench
@@ -41,6 +48,14 @@ cpu_of_streamers() {
     local n
     for n in $(streamers); do cpu "$(streamer_pid "$n")"; done | awk '{ sum += $1 } END { print sum + 0 }'
 }
+# What the largest has in memory now, in MiB: all of it, and what is not its program's file.
+resident_of_streamers() {
+    local n
+    for n in $(streamers); do
+        awk '/^VmRSS/ { all = $2 } /^RssAnon/ { own = $2 } END { printf "[%d, %d]\n", all / 1024, own / 1024 }' \
+            "/proc/$(streamer_pid "$n")/status"
+    done | sort -t '[' -k 2n | tail -n 1
+}
 peak_of_streamers() {
     local n
     for n in $(streamers); do peak "$(streamer_pid "$n")"; done | sort -n | tail -n 1
@@ -53,10 +68,12 @@ part() {
     cpu_before=$(cpu_of_streamers) txns_before=$(transactions) before=$EPOCHREALTIME
     sleep "$2"
     jq -c --arg part "$1" --argjson a "[$before, $cpu_before, $txns_before]" --argjson peak "$(peak_of_streamers)" \
+        --argjson resident "$(resident_of_streamers)" \
         --argjson b "[$EPOCHREALTIME, $(cpu_of_streamers), $(transactions)]" --argjson streamers "$(streamers | wc -l)" \
         '($b[0] - $a[0]) as $seconds | {part: $part, streamers: $streamers} + .
          + {cores: (($b[1] - $a[1]) / $seconds * 1000 | round / 1000),
-            txns_per_second: (($b[2] - $a[2]) / $seconds | round), peak_mib: $peak}' \
+            txns_per_second: (($b[2] - $a[2]) / $seconds | round), peak_mib: $peak,
+            resident_mib: $resident[0], own_mib: $resident[1]}' \
         < <(ask "http://$EXPORTERS/report")
 }
 
@@ -74,8 +91,8 @@ say "$TARGETS exporters every $INTERVAL s by $STREAMERS streamers; 2 collectors,
 export LEASE_TTL_SECONDS=$TTL
 scripts/scale.sh collector 2 >/dev/null
 scripts/scale.sh gateway 1 >/dev/null
-jq -n --arg file "$DIR/targets.json" --arg interval "${INTERVAL}s" \
-    '{sources: [{name: "exporters", scrape: {interval: $interval, files: [$file], shards: 16}}]}' >"$DIR/scrape.yaml"
+jq -n --arg file "$DIR/targets.json" --arg interval "${INTERVAL}s" --argjson shards "$shards" \
+    '{sources: [{name: "exporters", scrape: {interval: $interval, files: [$file], shards: $shards}}]}' >"$DIR/scrape.yaml"
 "$(binary streamer)" source apply -f "$DIR/scrape.yaml" >/dev/null
 for ((n = 1; n <= STREAMERS; n++)); do
     detach "$LOG_DIR/streamer-$n.log" env METRICS_LISTEN="127.0.0.1:$((STREAMER_METRICS_PORT_BASE + n - 1))" \

@@ -201,7 +201,7 @@ fn describe(source: &Source) -> String {
             let every = show_ms(scrape.interval_ms);
             let mut reads = format!("{targets} targets, {files} files of targets");
             for one in &scrape.discover {
-                reads += &format!(", {}", found(one));
+                reads += &format!(", {}", show(one));
             }
             format!("{reads}, every {every}")
         }
@@ -213,7 +213,7 @@ fn describe(source: &Source) -> String {
 }
 
 /// In a word or two, for a list.
-fn found(discover: &Discover) -> String {
+fn show(discover: &Discover) -> String {
     match discover {
         Discover::Http(lists) => format!("those of {}", lists.url),
         Discover::Dns(names) => format!("those of {} in the DNS", names.name),

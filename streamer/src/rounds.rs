@@ -49,7 +49,7 @@ const ASKED_BY_ALL_MAX: usize = 128;
 const ANSWERS_MAX: usize = 64;
 /// How long the first of them waits for the others, at most and in parts of the shortest interval:
 /// a transaction an answer would be etcd's whole work.
-const LINGER_MAX: Duration = Duration::from_millis(200);
+const LINGER_MAX: Duration = Duration::from_millis(500);
 const LINGER_PART: u64 = 10;
 /// Least time between two log lines about one target.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -412,10 +412,10 @@ impl Round {
         measured.absent += absent;
         if let Some(reason) = refused.keys().next() {
             measured.error = Some(format!("{}: {reason}", reply.url));
-        }
-        if !refused.is_empty() && is_due(asked.told_lines) {
-            asked.told_lines = Some(Instant::now());
-            tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+            if is_due(asked.told_lines) {
+                asked.told_lines = Some(Instant::now());
+                tracing::warn!(url = reply.url, ?refused, "lines of a target are not taken");
+            }
         }
         for (reason, lines) in refused {
             *measured.refused.entry(reason.to_owned()).or_default() += lines;

@@ -1,13 +1,12 @@
 //! A source as people write it down: in a file of sources, or in the body of a request.
 
-mod discover;
-
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-pub use self::discover::{Discovered, DnsDiscovery, HttpDiscovery, KubernetesDiscovery};
-use super::{SourceError, Wanted, interval::parse_ms, interval::parse_offset};
+use super::{
+    SourceError, Wanted, discover::DiscoverSource, interval::parse_ms, interval::parse_offset,
+};
 use crate::{
     keyspace::{
         Follow, Mapping, SourceKind,
@@ -153,9 +152,9 @@ pub struct ScrapeSource {
     /// Files of targets, as Prometheus' `file_sd` has them: absolute paths.
     #[serde(default)]
     files: Vec<String>,
-    /// Others who name targets; at most 16.
+    /// Others who name targets.
     #[serde(default)]
-    discover: Vec<Discovered>,
+    discover: Vec<DiscoverSource>,
     /// From one question to the next, such as 500ms, 15s or 2m.
     #[serde(default = "ten_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
@@ -178,10 +177,9 @@ pub struct ScrapeSource {
     basic: Option<BasicLogin>,
     /// The authorities that https targets are checked with: an absolute path.
     ca_file: Option<String>,
-    /// The certificate to show https targets: an absolute path, below the streamers'
-    /// directory of secrets.
+    /// What https targets are shown that ask for a certificate: an absolute path.
     cert_file: Option<String>,
-    /// The key of `cert_file`.
+    /// Its key, below the streamers' directory of secrets.
     key_file: Option<String>,
     /// Metrics to take; * stands for anything. All if none is given.
     #[serde(default)]
@@ -343,7 +341,7 @@ fn scrape(scraped: ScrapeSource) -> Result<SourceKind, SourceError> {
         interval_ms: interval.map(|length| length.0),
     });
     let interval_ms = scraped.interval.0;
-    let discover = scraped.discover.into_iter().map(Discovered::value);
+    let discover = scraped.discover.into_iter().map(DiscoverSource::value);
     let discover = discover.collect::<Result<Vec<_>, _>>()?;
     Ok(SourceKind::Scrape(Box::new(Scrape {
         cluster: scraped.cluster,

@@ -5,7 +5,7 @@
 //! what is queued and what is stored is nobody's to change but their claimants', so whatever is
 //! asked for here, nothing is lost and nothing there twice.
 
-mod discover;
+pub mod discover;
 pub mod document;
 pub mod gpu_z;
 pub mod header;
