@@ -27,6 +27,9 @@ use super::Format;
 /// What we can read, the newer format first.
 const ACCEPT: &str =
     "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+/// What is read and written at once, in bytes: a head fits, and a connection a question costs no
+/// pages that are new each time.
+const BUFFER_BYTES: usize = 16 * 1024;
 /// Largest file with a secret, in bytes: tokens are a few thousand at most.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 /// Largest file of authorities, in bytes: a system's whole store is about 250 KiB.
@@ -131,6 +134,8 @@ impl Client {
         let agent = Agent::config_builder()
             .timeout_global(Some(Duration::from_millis(access.timeout_ms)))
             .user_agent(concat!("nexus-streamer/", env!("CARGO_PKG_VERSION")))
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
             .max_redirects(0)
             .http_status_as_error(false)
             .proxy(None)
