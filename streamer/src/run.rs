@@ -48,10 +48,12 @@ pub(crate) async fn run_with(
     let routes = health_routes(Arc::clone(&process.metrics), Arc::clone(&process.health));
     // Served to the very end: draining can be watched, too.
     let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
+    let discovered = Discovered::new(args.scrape_secrets_dir.clone(), args.kubernetes());
+    let kept = Kept { fetched, discovered: Arc::new(discovered) };
     let args = Arc::new(args);
     run_process(process, address, |life| {
         let given = (registrations.clone(), wanted.clone());
-        stream(life, Arc::clone(&args), Arc::clone(&fetched), given)
+        stream(life, Arc::clone(&args), kept.clone(), given)
     })
     .await
 }
@@ -71,11 +73,18 @@ async fn registrations(
     }
 }
 
+/// What outlives a session: it took time to get, and who told it may be silent now.
+#[derive(Clone)]
+struct Kept {
+    fetched: Arc<Fetched>,
+    discovered: Arc<Discovered>,
+}
+
 /// One session's work.
 async fn stream(
     life: Life,
     args: Arc<Args>,
-    fetched: Arc<Fetched>,
+    Kept { fetched, discovered }: Kept,
     (registrations, wanted): (Vec<Registration>, Vec<(SourceId, Wanted)>),
 ) -> anyhow::Result<()> {
     for registration in registrations {
@@ -96,7 +105,7 @@ async fn stream(
         cache: Arc::new(Mutex::new(None)),
         target_files: Arc::default(),
         fetched: Arc::clone(&fetched),
-        discovered: Arc::new(Discovered::new(args.scrape_secrets_dir.clone(), args.kubernetes())),
+        discovered,
         full: Arc::clone(&full),
         told: Arc::new(Mutex::new(Told::default())),
         args: Arc::clone(&args),

@@ -3,7 +3,7 @@
 //! What they name changes while the source is read. Which shard asks a target never does: that is
 //! the target's URL alone.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr; // a value: nothing is connected here
 
 use serde::{Deserialize, Serialize};
 
