@@ -32,6 +32,7 @@ MATRIX = {
     "a file in a claim": ["nexusStreamer.csv.existingClaim=csv", "nexusStreamer.csv.file=a/b.csv"],
     "a file in a map": ["nexusStreamer.csv.configMap=csv"],
     "a file from a URL": ["nexusStreamer.csv.url=https://example.com/x.csv", "networkPolicy.extraEgress[0].ports[0].port=443"],
+    "exporters that Kubernetes names": ["nexusStreamer.scrape.discoverNamespaces={gpu-operator,monitoring}"],
     "exporters with secrets": ["nexusStreamer.scrape.existingSecret=exporters", "networkPolicy.extraEgress[0].ports[0].port=9400"],
     "replay": ["nexusStreamer.replaySpeed=10", "nexusStreamer.loop=true"],
     "no streamers": ["nexusStreamer.enabled=false"],
@@ -66,6 +67,7 @@ REFUSED = {
     "nexusGateway.image.digest=latest": "digest",
     "etcd.external.endpoints={etcd:2379}": "endpoints",
     "nexusStreamer.csv.url=ftp://x": "csv/url",
+    "nexusStreamer.scrape.discoverNamespaces={Gpu}": "scrape/discoverNamespaces",
     "nexusStreamer.scrape.existingSecret=A_B": "scrape/existingSecret",
     "nexusStreamer.nvml.interval=fast": "nvml/interval",
     "nexusStreamer.nvml.library=libnvidia-ml.so.1": "nvml/library",
@@ -163,7 +165,7 @@ class EveryRendering(unittest.TestCase):
 
     @every_rendering
     def test_no_two_objects_have_one_name(self, docs):
-        names = [(d["kind"], d["metadata"]["name"]) for d in docs]
+        names = [(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in docs]
         self.assertEqual(len(names), len(set(names)), names)
 
     @every_rendering
@@ -316,6 +318,16 @@ class Knobs(unittest.TestCase):
         seen = pod_of(find(template(sets=["nexusStreamer.nvml.enabled=true", "nexusStreamer.nvml.hostPID=true"]), "DaemonSet", "nvml"))[1]
         self.assertIs(seen["hostPID"], True)
         self.assertFalse([d for d in template() if d["kind"] == "DaemonSet"], "nobody asked for it")
+
+    def test_only_streamers_get_a_token_and_may_only_list_endpoints(self):
+        docs = template(sets=["nexusStreamer.scrape.discoverNamespaces={gpu-operator}"])
+        tokens = [doc["metadata"]["name"] for doc, _, spec in pods(docs)
+                  if any("projected" in volume for volume in spec.get("volumes", []))]
+        self.assertEqual(tokens, ["nexus-telemetry-pipeline-nexus-streamer"])
+        roles = [doc for doc in docs if doc["kind"] == "Role"]
+        self.assertEqual([role["metadata"]["namespace"] for role in roles], ["gpu-operator"])
+        rule = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]}
+        self.assertEqual(roles[0]["rules"], [rule])
 
     def test_members_of_etcd_know_each_other_and_are_known(self):
         docs = template(sets=["etcd.tls.enabled=true", "etcd.tls.serverSecret=s", "etcd.tls.clientSecret=c"])
