@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Fetches what is measured beside Nexus, into a folder of its own: VictoriaMetrics (a package of
-# Debian 13), InfluxDB (of Debian 12) and wrk. Uses the Debian mirror that this machine's apt is set to, with
-# lists of its own; the system's sources and packages stay as they are.
-#   scripts/get-peers.sh [DEST]     DEST/bin gets victoria-metrics, influxd and wrk; default .nexus/peers
+# Fetches what is measured beside Nexus and what sends to it, into a folder of its own:
+# VictoriaMetrics with vmagent (a package of Debian 13), InfluxDB (of Debian 12), Prometheus and wrk.
+# Uses the Debian mirror that this machine's apt is set to, with lists of its own; the system's
+# sources and packages stay as they are.
+#   scripts/get-peers.sh [DEST]     DEST/bin gets them; default .nexus/peers
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need apt-get dpkg-deb
 DEST=${1:-$STATE_DIR/peers}
 mkdir -p "$DEST"
 DEST=$(cd "$DEST" && pwd)
-if [[ -x $DEST/bin/victoria-metrics && -x $DEST/bin/influxd && -x $DEST/bin/wrk ]]; then exit 0; fi
+# wrk is put there last.
+if [[ -x $DEST/bin/vmagent && -x $DEST/bin/prometheus && -x $DEST/bin/wrk ]]; then exit 0; fi
 
 # mirror: the first address of Debian itself (not of its security archive) among apt's sources.
 mirror() {
@@ -18,7 +20,7 @@ mirror() {
 }
 URI=$(mirror)
 [[ -n $URI ]] || die "get-peers: apt's sources name no mirror of Debian"
-# wrk runs on the libraries that are here; VictoriaMetrics brings its own.
+# Prometheus and wrk run on the libraries that are here; VictoriaMetrics brings its own.
 OWN=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
 SUITES="bookworm trixie"
 if [[ " $SUITES " != *" $OWN "* ]]; then SUITES+=" $OWN"; fi
@@ -35,10 +37,10 @@ OPTIONS=(-qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$APT/so
     -o "Dir::State::lists=$APT/lists" -o "Dir::Cache=$APT" -o "Dir::Cache::archives=$APT/archives"
     -o APT::Sandbox::User=root)
 apt-get "${OPTIONS[@]}" update || die "get-peers: $URI does not answer"
-(cd "$APT" && apt-get "${OPTIONS[@]}" download victoria-metrics/trixie influxdb/bookworm "wrk/$OWN" "libluajit-5.1-2/$OWN") ||
+(cd "$APT" && apt-get "${OPTIONS[@]}" download victoria-metrics/trixie influxdb/bookworm "prometheus/$OWN" "wrk/$OWN" "libluajit-5.1-2/$OWN") ||
     die "get-peers: cannot download from $URI"
 for package in "$APT"/*.deb; do dpkg-deb -x "$package" "$DEST/root"; done
-cp "$DEST/root/usr/bin/victoria-metrics" "$DEST/root/usr/bin/influxd" "$DEST/bin/"
+for program in victoria-metrics vmagent influxd prometheus; do cp "$DEST/root/usr/bin/$program" "$DEST/bin/"; done
 # wrk finds its library beside it.
 libraries=$(dirname "$(find "$DEST/root/usr/lib" -name 'libluajit-5.1.so.2' | head -n 1)")
 cat >"$DEST/bin/wrk" <<WRK
@@ -47,4 +49,4 @@ LD_LIBRARY_PATH=$libraries exec $DEST/root/usr/bin/wrk "\$@"
 WRK
 chmod +x "$DEST/bin/wrk"
 rm -rf "$APT"
-say "victoria-metrics, influxd and wrk are in $DEST/bin"
+say "victoria-metrics, vmagent, influxd, prometheus and wrk are in $DEST/bin"

@@ -14,7 +14,7 @@ TARGETS=${WRITE_TARGETS:-50}
 BASE=${WRITE_PORT:-18200}
 DIR=$STATE_DIR/remote-write
 PORT=$BASE
-SENDERS=$STATE_DIR/senders
+SENDERS=$STATE_DIR/peers
 COLLECTOR=127.0.0.1:$((BASE + 2))
 PROMETHEUS=127.0.0.1:$((BASE + 3)) VMAGENT=127.0.0.1:$((BASE + 4))
 declare -A running=()
@@ -77,7 +77,7 @@ vmagent_config() { if (($1)); then scrape_config vmagent; else printf 'global:\n
 
 need etcd curl jq awk
 for role in collector gateway; do need_binary "$role"; done
-scripts/get-senders.sh
+scripts/get-peers.sh
 rm -rf "$DIR"
 mkdir -p "$DIR" "$LOG_DIR"
 trap clean_up EXIT
