@@ -47,7 +47,7 @@ async fn streamers_pause_before_etcd_is_full_and_go_on_when_there_is_room() {
             ("ETCD_QUOTA_BYTES", &quota),
         ],
     );
-    let file = fleet.generate("telemetry.csv", 300);
+    let file = fleet.generate("telemetry.csv", 900);
     let etcd = fleet.etcd.connect().await;
     fleet.stream("streamer", &file, &[]);
     let within = Duration::from_secs(60);
