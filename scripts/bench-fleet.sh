@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures live fleets: hosts with 8 GPUs of 20 metrics each, made up once a second by two
+# Measures live fleets: hosts with 8 GPUs of 21 metrics and a job each, made up once a second by two
 # streamers, through an etcd with fsync and two collectors to a gateway, all on this machine.
 #   bench-fleet.sh        BENCH_FLEET_HOSTS (125 500 1250), BENCH_FLEET_SECONDS (300) each; a line
 #                         for each, and all in .nexus/bench/fleet.json
@@ -163,7 +163,7 @@ need etcd etcdctl curl jq awk
 for role in "${ROLES[@]}"; do need_binary "$role"; done
 mkdir -p "$DIR" "$LOG_DIR" "$PID_DIR"
 trap clean_up EXIT
-say "live fleets of 8 GPUs a host, 20 metrics a second each; 2 streamers, 2 collectors, 1 gateway, 1 etcd on $(getconf _NPROCESSORS_ONLN) cores; $LASTING s each"
+say "live fleets of 8 GPUs a host, 21 metrics and a job a second each; 2 streamers, 2 collectors, 1 gateway, 1 etcd on $(getconf _NPROCESSORS_ONLN) cores; $LASTING s each"
 for hosts in "${FLEETS[@]}"; do fleet "$hosts"; done | tee "$DIR/$NAME-runs.json"
 jq -s . "$DIR/$NAME-runs.json" >"$DIR/$NAME.json"
 if [[ $NAME == soak ]]; then plot "$DIR/soak-${FLEETS[0]}.txt" >"$DIR/soak.svg"; fi
