@@ -168,8 +168,9 @@ async fn the_examples_of_the_documentation_are_sources() {
     let case = Case::new(&etcd, "/documented").await;
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let text = std::fs::read_to_string(format!("{folder}/docs/SOURCES.md")).unwrap();
-    let examples: Vec<&str> =
-        text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let examples = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    // Those of others' programs, which send to us, are not ours to read.
+    let examples: Vec<&str> = examples.filter(|text| text.starts_with("sources:")).collect();
     assert_eq!(examples.len(), 6);
     for (nth, example) in examples.iter().enumerate() {
         let file = case.write(&format!("{nth}.yaml"), example);
