@@ -285,7 +285,11 @@ pub fn etcd_version() -> String {
 
 /// A port that nobody listened on a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    // Below those that the system gives to connections (from 32768 on unless told otherwise): one
+    // of these would have it before whoever it is for, and an etcd whose port is taken ends.
+    let port = || fastrand::u16(16_384..32_768);
+    let mut ports = std::iter::repeat_with(port).take(1000);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 /// Waits until `condition` holds, and fails with `what` after `within`.
