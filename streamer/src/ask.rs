@@ -126,14 +126,12 @@ async fn apply(
 
 /// A line each, and one more for what went wrong last.
 async fn list(desk: &SourceDesk) -> anyhow::Result<()> {
-    let (sources, standings) = (desk.list().await?, desk.standings().await?);
+    let sources = desk.standings().await?;
     let owners = desk.owners(None).await?;
     let now = Timestamp::now();
     let mut rows = vec![HEAD.map(str::to_owned)];
     let mut errors = vec![None];
-    for (id, source) in &sources {
-        // One that came or went between the two readings.
-        let Some(standing) = standings.get(id) else { continue };
+    for (id, source, standing) in &sources {
         let owners = owners.get(id).into_iter().flatten();
         let owners: Vec<&str> = owners.map(InstanceId::as_str).collect();
         let last = standing.last_enqueued_at.map_or("-".to_owned(), |at| ago(now, at));

@@ -333,10 +333,16 @@ const ERROR_BYTES_MAX: usize = 256;
 
 /// What went wrong with a source that is read on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LastError {
-    /// When.
+    /// When
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime, example = "2026-01-31T14:00:05Z"))]
     pub at: Timestamp,
-    /// What and where; at most 256 bytes.
+    /// What and where; at most 256 bytes
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "http://dgx-001:9400/metrics: connect: Connection refused")
+    )]
     pub told: String,
 }
 

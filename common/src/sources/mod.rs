@@ -166,11 +166,11 @@ impl SourceDesk {
         Ok(sources)
     }
 
-    /// How each source stands, by id.
+    /// All sources and how each stands, by id.
     ///
     /// # Errors
     /// When etcd does not answer, or something there cannot be read.
-    pub async fn standings(&self) -> Result<BTreeMap<SourceId, Standing>, SourceError> {
+    pub async fn standings(&self) -> Result<Vec<(SourceId, Source, Standing)>, SourceError> {
         let sources = self.list().await?;
         let keyspace = self.etcd.keyspace();
         let listing = self.etcd.range(&keyspace.prefix("shards/"), RangeRead::default()).await?;
@@ -183,7 +183,7 @@ impl SourceDesk {
         let standing = |(id, source): (SourceId, Source)| {
             let lanes = lanes.get(&id).map_or(&[][..], Vec::as_slice);
             let standing = Standing::of(&source, &lanes.iter().collect::<Vec<_>>());
-            (id, standing)
+            (id, source, standing)
         };
         Ok(sources.into_iter().map(standing).collect())
     }

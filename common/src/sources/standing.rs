@@ -2,27 +2,34 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use crate::{
     keyspace::{LastError, Progress, Source, SourceKind},
     model::Timestamp,
 };
 
 /// What becomes of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum SourceState {
-    /// No streamer has found its file yet.
+    /// No streamer has found its file yet
     Declared,
-    /// It is read.
+    /// It is read
     Running,
-    /// It is not read; what was read stays, and so does how far.
+    /// It is not read; what was read stays, and so does how far
     Paused,
-    /// It was read to its end.
+    /// It was read to its end
     Done,
 }
 
 impl SourceState {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Declared, Self::Running, Self::Paused, Self::Done];
+    /// Reads its name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let all = [Self::Declared, Self::Running, Self::Paused, Self::Done];
+        all.into_iter().find(|state| state.as_str() == text)
+    }
 
     /// Its name.
     pub fn as_str(self) -> &'static str {

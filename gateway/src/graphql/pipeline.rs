@@ -5,20 +5,21 @@ use std::sync::Arc;
 use async_graphql::{Enum, ID, Object, SimpleObject};
 use nexus_common::{
     audit::AuditReport,
-    keyspace::{self, Progress},
+    keyspace::{self, LastError, Progress},
     model::{SourceId, Timestamp},
+    sources,
 };
 
 use super::scalars::{Count, Time};
 use crate::{
-    rest::{self, SourceResource},
+    rest::SourceResource,
     view::{Host, Snapshot},
     web::App,
 };
 
 /// What becomes of a source
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
-#[graphql(remote = "rest::SourceState")]
+#[graphql(remote = "sources::SourceState")]
 pub(super) enum SourceState {
     /// No streamer has found its file yet
     Declared,
@@ -103,7 +104,7 @@ impl Source {
             last_enqueued_at: resource.last_enqueued_at.map(Time),
             last_error: resource
                 .last_error
-                .map(|rest::SourceError { at, told }| SourceError { at: Time(at), told }),
+                .map(|LastError { at, told }| SourceError { at: Time(at), told }),
             created_at: Time(resource.created_at),
         }
     }

@@ -26,7 +26,7 @@ pub use resources::{
     ClusterList, ClusterMetadata, ClusterResource, GpuAnswer, GpuList, GpuResource, HostList,
     HostNames, HostResource, MetricsList, Row, RowData, Status, TelemetryList,
 };
-pub use source::{SourceError, SourceResource, SourceState};
+pub use source::SourceResource;
 pub use sources::SourceList;
 pub(crate) use sources::seen;
 pub use stats::{

@@ -5,55 +5,12 @@ use std::collections::BTreeMap;
 use nexus_common::{
     keyspace::{LastError, Progress, Source, SourceKind},
     model::{SourceId, Timestamp},
-    sources::{self, Standing},
+    sources::{SourceState, Standing},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::view::Snapshot;
-
-/// What becomes of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceState {
-    /// No streamer has found its file yet
-    Declared,
-    /// It is read
-    Running,
-    /// It is not read; what was read stays, and so does how far
-    Paused,
-    /// It was read to its end
-    Done,
-}
-
-impl SourceState {
-    /// Reads its name.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        sources::SourceState::ALL.into_iter().find(|state| state.as_str() == text).map(Self::from)
-    }
-}
-
-impl From<sources::SourceState> for SourceState {
-    fn from(state: sources::SourceState) -> Self {
-        match state {
-            sources::SourceState::Declared => Self::Declared,
-            sources::SourceState::Running => Self::Running,
-            sources::SourceState::Paused => Self::Paused,
-            sources::SourceState::Done => Self::Done,
-        }
-    }
-}
-
-/// What went wrong with a source that is read on.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct SourceError {
-    /// When
-    #[schema(value_type = String, format = DateTime, example = "2026-01-31T14:00:05Z")]
-    pub at: Timestamp,
-    /// What and where
-    #[schema(example = "http://dgx-001:9400/metrics: connect: Connection refused")]
-    pub told: String,
-}
 
 /// A source.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -116,7 +73,7 @@ pub struct SourceResource {
     #[schema(value_type = Option<String>, format = DateTime, example = "2026-01-31T14:00:05Z")]
     pub last_enqueued_at: Option<Timestamp>,
     /// What went wrong last with a row, a target or a GPU; null if nothing did
-    pub last_error: Option<SourceError>,
+    pub last_error: Option<LastError>,
     /// When it was registered
     #[schema(value_type = String, format = DateTime, example = "2026-01-31T14:00:00Z")]
     pub created_at: Timestamp,
@@ -141,7 +98,7 @@ impl SourceResource {
             id: id.to_string(),
             kind: source.kind.as_str().to_owned(),
             rows_rejected: standing.rejected(),
-            state: standing.state.into(),
+            state: standing.state,
             path: source.kind.path().map(str::to_owned),
             bytes,
             replay_speed: speed.map(milli),
@@ -157,7 +114,7 @@ impl SourceResource {
             samples: standing.samples,
             samples_per_second: standing.samples_per_second,
             last_enqueued_at: standing.last_enqueued_at,
-            last_error: standing.last_error.map(|LastError { at, told }| SourceError { at, told }),
+            last_error: standing.last_error,
             created_at: source.created_at,
         }
     }

@@ -16,7 +16,7 @@ use axum::{
 };
 use nexus_common::{
     model::{InstanceId, SourceId},
-    sources::{Applied, SourceDesk, SourceError, Written, document::SourceDocument},
+    sources::{Applied, SourceDesk, SourceError, SourceState, Written, document::SourceDocument},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
@@ -25,7 +25,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     listing::Listing,
     params::{At, Checked, Given, NamePageParams, Nothing, Parameters, Part, Segments},
-    source::{SourceResource, SourceState},
+    source::SourceResource,
 };
 use crate::{
     auth::{Grant, Refused, Scope},

@@ -25,7 +25,7 @@ use clap::Args;
 use futures_util::StreamExt;
 use nexus_common::{
     model::{SourceId, Timestamp},
-    sources::{SourceDesk, SourceError, Written},
+    sources::{SourceDesk, SourceError, SourceState, Written},
 };
 use serde::Serialize;
 use tokio::{
@@ -37,7 +37,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     params::{Checked, Given, Parameters},
-    source::{SourceResource, SourceState},
+    source::SourceResource,
     sources::written_source,
 };
 use crate::{
