@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{
     SourceError, Wanted, discover::DiscoverSource, interval::parse_ms, interval::parse_offset,
+    wanted::check_mapping,
 };
 use crate::{
     keyspace::{
@@ -290,15 +291,34 @@ fn one() -> u32 {
     1
 }
 
-fn mapping(mapped: CsvMapping) -> Mapping {
-    let CsvMapping { time, utc_offset, host, host_is, gpu, gpu_is, metric, value, metrics, labels } =
-        mapped;
-    let utc_offset_seconds = utc_offset.0;
-    Mapping { time, utc_offset_seconds, host, host_is, gpu, gpu_is, metric, value, metrics, labels }
+impl CsvMapping {
+    /// Checks it.
+    ///
+    /// # Errors
+    /// Names what was given wrong and what is allowed.
+    pub fn mapping(self) -> Result<Mapping, SourceError> {
+        let Self { time, utc_offset, host, host_is, gpu, gpu_is, metric, value, metrics, labels } =
+            self;
+        let utc_offset_seconds = utc_offset.0;
+        let mapping = Mapping {
+            time,
+            utc_offset_seconds,
+            host,
+            host_is,
+            gpu,
+            gpu_is,
+            metric,
+            value,
+            metrics,
+            labels,
+        };
+        check_mapping(&mapping)?;
+        Ok(mapping)
+    }
 }
 
 fn csv(csv: CsvSource) -> Result<SourceKind, SourceError> {
-    let mapping = csv.mapping.map(mapping).map(Box::new);
+    let mapping = csv.mapping.map(CsvMapping::mapping).transpose()?.map(Box::new);
     if csv.follow {
         if csv.speed.is_some() || csv.looped {
             let told = "with it there is no end to begin again at: it takes neither speed nor loop";

@@ -216,7 +216,11 @@ impl SourceDesk {
         self.etcd.keyspace().key(&Key::Shard(first))
     }
 
-    async fn create(&self, id: &SourceId, wanted: &Wanted) -> Result<Written, SourceError> {
+    /// Creates a source.
+    ///
+    /// # Errors
+    /// When the id is, or was, another's, or etcd does not answer.
+    pub async fn create(&self, id: &SourceId, wanted: &Wanted) -> Result<Written, SourceError> {
         let source = wanted.source();
         let keyspace = self.etcd.keyspace();
         let position = Position { key: keyspace.key(&Key::Source(id.clone())), mod_revision: 0 };

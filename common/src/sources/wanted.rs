@@ -160,7 +160,7 @@ fn same_file(wanted: &SourceKind, is: &SourceKind) -> bool {
 }
 
 /// Whether it can be used at all; which columns there are only the file says.
-fn check_mapping(mapping: &Mapping) -> Result<(), SourceError> {
+pub(super) fn check_mapping(mapping: &Mapping) -> Result<(), SourceError> {
     let bad = |reason: String| Err(SourceError::Field { field: "mapping", reason });
     check_range("utc_offset, in seconds,", mapping.utc_offset_seconds, EAST_SECONDS)?;
     let listed = mapping.metrics.len().max(mapping.labels.len());

@@ -1,8 +1,10 @@
 //! A file that is sent: kept where streamers find it, then asked for as a source.
 //!
-//! The name says the content, so the same file twice is one source, whoever sends it to which
-//! gateway; and whatever happens in between, sending it again ends where sending it once does.
+//! The name says the content and what it means, so the same file twice is one source, whoever sends
+//! it to which gateway; and whatever happens in between, sending it again ends where sending it
+//! once does.
 
+mod form;
 mod intake;
 
 use std::{
@@ -13,27 +15,21 @@ use std::{
 use anyhow::Context;
 use axum::{
     Json,
-    extract::{
-        FromRequest, Multipart, Request, State,
-        multipart::{Field, MultipartError},
-    },
+    extract::{FromRequest, Multipart, Request, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
 use clap::Args;
 use futures_util::StreamExt;
 use nexus_common::{
+    keyspace::{Mapping, SourceKind, to_json},
     model::{SourceId, Timestamp},
-    sources::{SourceDesk, SourceError, SourceState, Written},
+    sources::{SourceDesk, SourceError, SourceState, Wanted, Written, document::CsvMapping},
 };
 use serde::Serialize;
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::{JoinHandle, spawn_blocking},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 use utoipa::{IntoParams, ToSchema};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     params::{Checked, Given, Parameters},
@@ -44,28 +40,24 @@ use crate::{
     auth::{Grant, Refused, Scope},
     web::{ApiError, App, Problem},
 };
+use form::{FILE, MAPPING, MAPPING_BYTES_MAX, Place, Received};
 use intake::{Intake, Refusal, Taken};
 
 /// Where files are sent to.
 pub(crate) const UPLOAD_PATH: &str = "/api/v1/csv/upload";
 /// Longest an upload may take: 2 GiB at 4 MiB/s. Its body is bounded by bytes as well.
 pub(crate) const UPLOAD_SECONDS_MAX: u64 = 600;
-/// What a form has around its file, in bytes: boundary and headers of the part are a few hundred.
-const FORM_BYTES_MAX: u64 = 64 * 1024;
-/// Longest silence of whoever sends.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// What a form has around its file, in bytes: a mapping, boundaries and headers of a few hundred.
+const FORM_BYTES_MAX: u64 = 2 * MAPPING_BYTES_MAX as u64;
 /// How long the rest of a refused file is taken, to be dropped: some hundred MiB on a machine's own
 /// network.
 const HEAR_OUT: Duration = Duration::from_secs(2);
 /// Uploads at once: they share one disk.
 const UPLOADS_MAX: usize = 4;
-/// Pieces that wait for the disk: of some 64 KiB each, so it never idles and little is held.
-const PIECES: usize = 4;
 /// Age from which a half-written file has no gateway any more: many times what an upload may take.
 const LEFT_AFTER: Duration = Duration::from_secs(6 * UPLOAD_SECONDS_MAX);
 /// Hex digits of the hash that a source is named by: nobody finds two files that share 128 bits.
 const NAME_DIGITS: usize = 32;
-const FIELD: &str = "file";
 
 /// Flags of uploads.
 #[derive(Debug, Clone, Args)]
@@ -102,7 +94,7 @@ impl Uploads {
         for path in swept {
             tracing::warn!(path = %path.display(), "a file that was left half sent is removed");
         }
-        Intake::begin(&folder, 0).with_context(wrong)?;
+        Intake::begin(&folder, 0, None).with_context(wrong)?;
         let text = folder.to_str().filter(|text| !text.chars().any(char::is_control));
         text.with_context(wrong).context("the path of uploads must be UTF-8")?;
         Ok(Self { folder: Some(folder), bytes_max, turns })
@@ -159,13 +151,15 @@ pub(super) struct UploadResource {
     source: SourceResource,
 }
 
-/// A form with one file.
+/// A form with one file, and perhaps before it what its columns mean.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "the document; the form is read piece by piece")]
 pub(super) struct UploadForm {
     /// The CSV file, in one of the layouts that streamers read; packed with gzip or zstd or not
     #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
     file: Vec<u8>,
+    /// In JSON, before the file: what its header does not say
+    mapping: Option<CsvMapping>,
 }
 
 /// How a file is taken.
@@ -197,15 +191,16 @@ pub(super) struct UploadParams {
 
 /// Takes a CSV file in and has it read
 ///
-/// The form has one field, `file`. The file is kept where streamers find it and becomes a source
-/// named by its content: sent again it is the same source, and nothing is read twice. Ask
+/// The form has the field `file`, and before it perhaps `mapping`, which says what the columns mean
+/// where the header does not: of a log of GPU-Z whose it is. The file is kept where streamers find it and becomes
+/// a source named by its content: sent again it is the same source, and nothing is read twice. Ask
 /// `status_url` how far it is. Needs the scope `write`, and a gateway with `--upload-dir`.
 #[utoipa::path(post, path = "/api/v1/csv/upload", operation_id = "uploadCsv", tag = "sources",
     params(UploadParams),
     request_body(content = UploadForm, content_type = "multipart/form-data"),
     responses((status = 201, description = "It was taken in and is a source now", body = UploadResource),
         (status = 200, description = "It was there already", body = UploadResource),
-        (status = 400, description = "Not a form with one field `file`, or a file that is no CSV of a known layout; nothing of it is kept", content_type = "application/problem+json", body = Problem),
+        (status = 400, description = "Not a form with a field `file`, a mapping that cannot be, or a file that is no CSV of a known layout; nothing of it is kept", content_type = "application/problem+json", body = Problem),
         (status = 403, description = "The token has not the scope write", content_type = "application/problem+json", body = Problem),
         (status = 408, description = "Nothing more came for 10 s", content_type = "application/problem+json", body = Problem),
         (status = 409, description = "The source of this content was withdrawn; send it with `force=true` to have it read again", content_type = "application/problem+json", body = Problem),
@@ -232,17 +227,17 @@ pub(super) async fn upload(
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail));
     };
     let mut form = Multipart::from_request(request, &app).await.map_err(|error| {
-        let detail =
-            format!("{}; send multipart/form-data with a field {FIELD}", error.body_text());
+        let detail = format!("{}; send multipart/form-data with a field {FILE}", error.body_text());
         ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-type", detail)
     })?;
-    let received = receive(&mut form, folder.clone(), app.uploads.bytes_max).await;
+    let place = Place { folder: folder.clone(), bytes_max: app.uploads.bytes_max };
+    let received = form::receive(&mut form, place).await;
     if received.is_err() {
         hear_out(async { while let Ok(Some(_)) = form.next_field().await {} }).await;
     }
-    let (taken, filename) = received?;
+    let Received { taken, filename, mapping } = received?;
     let (size, record_count, sha256) = (taken.bytes, taken.records, taken.sha256.clone());
-    let (id, written, duplicate) = register(&app, taken, &folder, search.force).await?;
+    let (id, written, duplicate) = register(&app, taken, mapping, &folder, search.force).await?;
     tracing::info!(source = %id, ?filename, size, record_count, duplicate, "a file was sent");
     let source = written_source(&app, &id, &written).await;
     let status_url = format!("/api/v1/sources/{id}");
@@ -271,70 +266,20 @@ fn off() -> ApiError {
     ApiError::new(StatusCode::NOT_IMPLEMENTED, "uploads-off", detail)
 }
 
-/// The one file of a form, and what its sender calls it.
-async fn receive(
-    form: &mut Multipart,
-    folder: PathBuf,
-    bytes_max: u64,
-) -> Result<(Taken, Option<String>), ApiError> {
-    let none = || wrong_field("", "there is none");
-    let field = in_time(form.next_field()).await?.map_err(bad_form)?.ok_or_else(none)?;
-    let name = field.name().unwrap_or_default();
-    if name != FIELD {
-        return Err(wrong_field(name, "it is not the one"));
-    }
-    let filename = field.file_name().map(|name| name.chars().take(255).collect());
-    let taken = write(field, folder, bytes_max).await?;
-    if let Some(more) = in_time(form.next_field()).await?.map_err(bad_form)? {
-        let name = more.name().unwrap_or_default();
-        return Err(wrong_field(name, "it comes behind the file: send one file a request"));
-    }
-    Ok((taken, filename))
-}
-
-/// Hands what comes to a thread that writes it. A sender that leaves leaves nothing.
-async fn write(mut field: Field<'_>, folder: PathBuf, bytes_max: u64) -> Result<Taken, ApiError> {
-    let (to, mut pieces) = mpsc::channel::<Option<Bytes>>(PIECES);
-    let writing: JoinHandle<Option<Result<Taken, Refusal>>> = spawn_blocking(move || {
-        let mut intake = match Intake::begin(&folder, bytes_max) {
-            Ok(intake) => intake,
-            Err(refusal) => return Some(Err(refusal)),
-        };
-        loop {
-            match pieces.blocking_recv() {
-                Some(Some(piece)) => {
-                    if let Err(refusal) = intake.push(&piece) {
-                        return Some(Err(refusal));
-                    }
-                }
-                Some(None) => return Some(intake.finish()),
-                // Whoever sent is gone, and nobody waits for an answer.
-                None => return None,
-            }
-        }
-    });
-    loop {
-        let piece = in_time(field.chunk()).await?.map_err(bad_form)?;
-        let ended = piece.is_none();
-        // It only stops listening when it has an answer.
-        if to.send(piece).await.is_err() || ended {
-            break;
-        }
-    }
-    let written = writing.await.map_err(|_| ApiError::internal())?;
-    written.ok_or_else(ApiError::internal)?.map_err(ApiError::from)
-}
-
 /// Keeps the file and asks for it to be read, or finds that this was done before.
 async fn register(
     app: &App,
     taken: Taken,
+    mapping: Option<Mapping>,
     folder: &Path,
     force: bool,
 ) -> Result<(SourceId, Written, bool), ApiError> {
     let digits = taken.sha256.get(..NAME_DIGITS).unwrap_or_default();
-    let again = if force { format!("-{:x}", Timestamp::now().as_millis()) } else { String::new() };
-    let id = format!("upload-{digits}{again}").parse::<SourceId>();
+    // Read otherwise it is another source.
+    let read_as = mapping.as_ref().map(|m| format!("-{:016x}", xxh3_64(&to_json(m))));
+    let again = force.then(|| format!("-{:x}", Timestamp::now().as_millis()));
+    let [read_as, again] = [read_as, again].map(Option::unwrap_or_default);
+    let id = format!("upload-{digits}{read_as}{again}").parse::<SourceId>();
     let id = id.map_err(|_| ApiError::internal())?;
     let path = folder.join(format!("{id}.csv"));
     let desk = SourceDesk::new(app.view.etcd().clone());
@@ -353,8 +298,10 @@ async fn register(
     if let Some(written) = known {
         return Ok((id, written, true));
     }
-    let text = path.to_str().ok_or_else(ApiError::internal)?;
-    match desk.register(&id, text, None, false).await {
+    let text = path.to_str().ok_or_else(ApiError::internal)?.to_owned();
+    let mapping = mapping.map(Box::new);
+    let kind = SourceKind::Declared { path: text, speed_milli: None, looped: false, mapping };
+    match desk.create(&id, &Wanted::new(kind)?).await {
         Ok(written) => Ok((id, written, false)),
         Err(SourceError::Field { field: "id", .. }) => match desk.get(&id).await {
             // Somebody sent the same in the same moment.
@@ -387,34 +334,12 @@ pub(super) async fn hear_out(rest: impl Future<Output = ()>) {
     let _ = timeout(HEAR_OUT, rest).await;
 }
 
-/// Waits for whoever sends, but not for ever.
-async fn in_time<T>(coming: impl Future<Output = T>) -> Result<T, ApiError> {
-    timeout(SILENCE_MAX, coming).await.map_err(|_| {
-        let detail = format!("nothing more came for {} s", SILENCE_MAX.as_secs());
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail)
-    })
-}
-
-fn bad_form(error: MultipartError) -> ApiError {
-    // What is not the form's fault is the connection's: it broke off.
-    let status = match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
-        _ => StatusCode::BAD_REQUEST,
-    };
-    ApiError::new(status, "bad-body", format!("read the form: {}", error.body_text()))
-}
-
-fn wrong_field(name: &str, why: &str) -> ApiError {
-    let name: String = name.chars().take(64).collect();
-    let allowed = format!("one field named {FIELD} that holds the CSV file");
-    let detail = format!("form field {name:?}: {why}; the form has {allowed}");
-    let parameter = Some((name, allowed));
-    ApiError { parameter, ..ApiError::new(StatusCode::BAD_REQUEST, "bad-parameter", detail) }
-}
-
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
-        let allowed = "a CSV file in the long or the wide layout, with a header and rows";
+        let allowed = format!(
+            "a CSV file in the long or the wide layout, with a header and rows; what the header \
+             does not say is said in the form's field {MAPPING}"
+        );
         let (status, kind, allowed) = match &refusal {
             Refusal::TooLarge { max } | Refusal::TooLargeUnpacked { max } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "body", format!("a file of at most {max} bytes"))
@@ -424,11 +349,11 @@ impl From<Refusal> for ApiError {
                 return Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage", refusal.to_string());
             }
             Refusal::Empty(_) | Refusal::Binary(_) | Refusal::Packed(_) | Refusal::Header(_) => {
-                (StatusCode::BAD_REQUEST, "bad-csv", allowed.to_owned())
+                (StatusCode::BAD_REQUEST, "bad-csv", allowed)
             }
         };
-        let detail = format!("{FIELD}: {refusal}");
-        let parameter = Some((FIELD.to_owned(), allowed));
+        let detail = format!("{FILE}: {refusal}");
+        let parameter = Some((FILE.to_owned(), allowed));
         Self { parameter, ..Self::new(status, kind, detail) }
     }
 }

@@ -3,8 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use nexus_common::{
-    keyspace::{FileRange, Key, Progress, to_json},
+    keyspace::{FileRange, Key, Progress, SourceKind, to_json},
     model::{Lane, Role, ShardId, Timestamp},
+    sources::SourceDesk,
     testing::{TestEtcd, eventually},
 };
 use nexus_gateway::auth::TokenHash;
@@ -130,16 +131,61 @@ async fn what_is_refused_is_named_with_what_is_allowed_and_leaves_no_file() {
     let long = form(&CSV.repeat(2000));
     check(long, 413, "body", &["more than 200 bytes"]).await;
     let wrong = part("csv", Some("a.csv"), CSV) + "--XX--";
-    check(wrong, 400, "bad-parameter", &["\"parameter\":\"csv\"", "one field named file"]).await;
+    check(wrong, 400, "bad-parameter", &["\"parameter\":\"csv\"", "one field file"]).await;
     let two = part("file", Some("a.csv"), CSV) + &part("file", Some("b.csv"), CSV) + "--XX--";
     check(two, 400, "bad-parameter", &["one file a request"]).await;
-    check("--XX--\r\n".to_owned(), 400, "bad-parameter", &["there is none"]).await;
+    check("--XX--\r\n".to_owned(), 400, "bad-parameter", &["there is no file"]).await;
     check(part("file", Some("a.csv"), CSV), 400, "bad-body", &["read the form"]).await;
+    let mapped = |mapping: &str| part("mapping", None, mapping) + &form("a,b\n1,2\n");
+    let unknown = ["\"parameter\":\"mapping\"", "unknown field `hosts`", "expected one of"];
+    check(mapped(r#"{"hosts":"a"}"#), 400, "bad-parameter", &unknown).await;
+    check(mapped("{"), 400, "bad-parameter", &["EOF"]).await;
+    let both = r#"{"host":"a","host_is":"b"}"#;
+    check(mapped(both), 400, "bad-parameter", &["both host and host_is"]).await;
+    check(mapped(r#"{"time":"c"}"#), 400, "bad-csv", &["column \\\"c\\\"", "saw [a, b]"]).await;
+    let long = format!("{{\"time\":\"{}\"}}", "t".repeat(70_000));
+    check(mapped(&long), 400, "bad-parameter", &["more than 65536 bytes"]).await;
+    let twice = part("mapping", None, "{}") + &mapped("{}");
+    check(twice, 400, "bad-parameter", &["it is there twice"]).await;
+    let behind = part("file", None, CSV) + &part("mapping", None, "{}") + "--XX--";
+    check(behind, 400, "bad-parameter", &["it comes behind the file"]).await;
     let json = gateway.send("POST", URL, &[("content-type", "application/json")], Some("{}")).await;
     assert_eq!((json.status, json.json()["code"].clone()), (415, json!("content-type")));
     let query = send(&gateway, "?force=maybe", &form(CSV)).await;
     assert_eq!((query.status, query.json()["allowed"].clone()), (400, json!("true or false")));
     assert_eq!(count(&gateway).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_gpu_z_is_taken_with_a_mapping_that_says_whose_it_is() {
+    let (_etcd, _folder, gateway) = started(1 << 20).await;
+    let log = "Date , GPU Temperature [\u{b0}C] , GPU Load [%] ,\n\
+               2025-07-18 20:42:34 , 51.0 , 17 ,\n";
+    let unsaid = send(&gateway, "", &form(log)).await;
+    assert_eq!((unsaid.status, unsaid.json()["code"].clone()), (400, json!("bad-csv")));
+    let allowed = unsaid.json()["allowed"].to_string();
+    assert!(allowed.contains("form's field mapping"), "{allowed}");
+
+    let of = |gpu: &str| {
+        let mapping = json!({"host_is": "pc-7", "gpu_is": gpu, "utc_offset": "+02:00"});
+        part("mapping", None, &mapping.to_string()) + &form(log)
+    };
+    let first = send(&gateway, "", &of("0")).await;
+    assert_eq!((first.status, first.json()["record_count"].clone()), (201, json!(1)));
+    let id = first.json()["file_id"].as_str().unwrap().to_owned();
+    let again = send(&gateway, "", &of("0")).await;
+    assert_eq!((again.status, again.json()["file_id"].clone()), (200, json!(id)));
+    let other = send(&gateway, "", &of("1")).await;
+    assert_eq!(other.status, 201, "the same log of another GPU is another source");
+
+    let desk = SourceDesk::new(gateway.process.etcd.clone());
+    let SourceKind::Declared { mapping: Some(mapping), .. } =
+        desk.get(&id.parse().unwrap()).await.unwrap().source.kind
+    else {
+        panic!("{id} has no mapping");
+    };
+    assert_eq!((mapping.host_is.as_deref(), mapping.gpu_is.as_deref()), (Some("pc-7"), Some("0")));
+    assert_eq!(mapping.utc_offset_seconds, 7200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,9 +9,12 @@ use std::{
 };
 
 use csv_core::ReadRecordResult;
-use nexus_common::sources::{
-    header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
-    input::{Input, MAGIC_BYTES, Packing},
+use nexus_common::{
+    keyspace::Mapping,
+    sources::{
+        header::{HEADER_BYTES_MAX, HeaderError, Layout, read_header},
+        input::{Input, MAGIC_BYTES, Packing},
+    },
 };
 use ring::digest::{Context, SHA256};
 use tempfile::{Builder, NamedTempFile};
@@ -65,11 +68,13 @@ struct Look {
     records: u64,
     /// What came before the header was understood.
     head: Option<Vec<u8>>,
+    /// What the header does not say.
+    mapping: Option<Mapping>,
 }
 
 impl Look {
-    fn new() -> Self {
-        Self { core: csv_core::Reader::new(), records: 0, head: Some(Vec::new()) }
+    fn new(mapping: Option<Mapping>) -> Self {
+        Self { core: csv_core::Reader::new(), records: 0, head: Some(Vec::new()), mapping }
     }
 
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
@@ -81,7 +86,7 @@ impl Look {
         if let Some(head) = &mut self.head {
             head.extend_from_slice(bytes);
             if self.records > 0 || head.len() as u64 >= HEADER_BYTES_MAX {
-                check_head(head)?;
+                check_head(head, self.mapping.as_ref())?;
                 self.head = None;
             }
         }
@@ -91,7 +96,7 @@ impl Look {
     /// How many rows there are behind the header. The last one may lack its line end.
     fn finish(mut self) -> Result<u64, Refusal> {
         if let Some(head) = &self.head {
-            check_head(head)?;
+            check_head(head, self.mapping.as_ref())?;
         }
         // The end is told after the last record: twice at most.
         while self.step(&[]).0 == ReadRecordResult::Record {}
@@ -122,8 +127,12 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// Begins a file in `folder`.
-    pub(super) fn begin(folder: &Path, bytes_max: u64) -> Result<Self, Refusal> {
+    /// Begins a file in `folder`, whose columns mean what `mapping` says.
+    pub(super) fn begin(
+        folder: &Path,
+        bytes_max: u64,
+        mapping: Option<Mapping>,
+    ) -> Result<Self, Refusal> {
         let part = Builder::new().prefix(PART_PREFIX).suffix(PART_SUFFIX).tempfile_in(folder)?;
         // Whatever the mask of this process: that is for files nobody else reads.
         part.as_file().set_permissions(Permissions::from_mode(MODE))?;
@@ -132,7 +141,7 @@ impl Intake {
             digest: Context::new(&SHA256),
             packing: None,
             begin: Vec::new(),
-            look: Look::new(),
+            look: Look::new(mapping),
             bytes: 0,
             bytes_max,
         })
@@ -230,12 +239,12 @@ impl Taken {
 }
 
 /// Whether a file that begins so may be one.
-fn check_head(head: &[u8]) -> Result<(), Refusal> {
+fn check_head(head: &[u8], mapping: Option<&Mapping>) -> Result<(), Refusal> {
     if let Some(what) = binary(head) {
         return Err(Refusal::Binary(what));
     }
     let (header, _) = read_header(head)?;
-    Layout::parse(&header)?;
+    Layout::parse_as(&header, mapping)?;
     Ok(())
 }
 
@@ -282,7 +291,7 @@ mod tests {
 
     fn take(pieces: &[&[u8]], bytes_max: u64) -> (tempfile::TempDir, Result<Taken, Refusal>) {
         let folder = tempfile::tempdir().unwrap();
-        let mut intake = Intake::begin(folder.path(), bytes_max).unwrap();
+        let mut intake = Intake::begin(folder.path(), bytes_max, None).unwrap();
         let pushed = pieces.iter().try_for_each(|piece| intake.push(piece));
         let taken = match pushed {
             Ok(()) => intake.finish(),
