@@ -291,14 +291,18 @@ impl Shards {
     /// Holds back while the lane is too deep or etcd too full: nothing is dropped.
     pub(crate) async fn wait_for_room(&self, producer: &mut Producer) -> Result<(), Error> {
         let started = Instant::now();
+        let max = self.args.backlog_max;
         loop {
             let full = self.full.load(Relaxed);
-            if !full && producer.backlog() < self.args.backlog_max {
+            if producer.backlog() >= max {
+                // What was taken since it was last looked at is not known yet.
+                producer.look_at_cursor().await?;
+            }
+            if !full && producer.backlog() < max {
                 return Ok(());
             }
             self.tell_waiting(producer, full);
             sleep(LOOK).await;
-            producer.look_at_cursor().await?;
             let metrics = &self.life.process.metrics;
             metrics.backpressure_seconds.inc_by(LOOK.as_secs_f64());
             metrics.figures.lag_ms.store(started.elapsed().as_millis() as u64, Relaxed);
