@@ -10,10 +10,10 @@ use nexus_common::{
     crash_point,
     etcd::{Error, Outcome},
     keyspace::ClaimItem,
-    model::{ClusterId, Gpu, HostName, Lane, PartitionId},
+    model::{Lane, PartitionId},
     queue::{Consumer, Received},
     runtime::{Life, Work},
-    store::{Inventory, Writer},
+    store::{Description, Inventory, Writer},
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
@@ -191,9 +191,11 @@ impl Partition {
         let mut bytes_max = usize::MAX;
         loop {
             let messages = taken.clone();
-            let (plan, hosts) = spawn_blocking(move || prepare(messages, bytes_max)).await??;
-            for (cluster, host, gpus) in &hosts {
-                self.inventory.describe(cluster, host, gpus).await?;
+            let inventory = Arc::clone(&self.inventory);
+            let prepared = spawn_blocking(move || prepare(messages, bytes_max, &inventory));
+            let (plan, news) = prepared.await??;
+            for description in &news {
+                self.inventory.describe(description).await?;
             }
             let Plan { intake, blocks } = &plan;
             for (index, reason) in &intake.dead {
@@ -217,27 +219,22 @@ impl Partition {
     }
 }
 
-/// Hosts and GPUs that messages speak of.
-type Described = Vec<(ClusterId, HostName, Vec<Gpu>)>;
-
-/// Opens as many messages as fit and plans their commit. CPU-heavy.
-fn prepare(messages: Vec<Received>, bytes_max: usize) -> Result<(Plan, Described), PlanError> {
-    let mut opened: Vec<Opened> = messages.into_iter().map(plan::open).collect();
+/// Opens as many messages as fit and plans their commit, with what they tell of hosts that is not
+/// in the inventory. CPU-heavy.
+fn prepare(
+    messages: Vec<Received>,
+    bytes_max: usize,
+    inventory: &Inventory,
+) -> Result<(Plan, Vec<Description>), PlanError> {
+    let open = |message| plan::open(message, |cluster, s| inventory.is_described(cluster, s));
+    let mut opened: Vec<Opened> = messages.into_iter().map(open).collect();
     let fitting = plan::fitting(&opened, bytes_max);
     if fitting < opened.len() {
         crash_point!("commit.split");
         opened.truncate(fitting);
     }
-    let mut hosts = Described::new();
-    for block in opened.iter().filter_map(|o| o.block.as_ref().ok()) {
-        for section in &block.sections {
-            // `open` made sure that dictionaries can be read.
-            if let Ok(dictionary) = section.dictionary() {
-                hosts.push((block.cluster.clone(), section.host().clone(), dictionary.gpus));
-            }
-        }
-    }
-    Ok((plan::plan(opened)?, hosts))
+    let news = opened.iter_mut().flat_map(|o| std::mem::take(&mut o.news)).collect();
+    Ok((plan::plan(opened)?, news))
 }
 
 async fn gone_now(gone: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {

@@ -7,7 +7,7 @@ use nexus_common::{
     limits::{BLOCK_BYTES_MAX, COMMIT_BLOCKS_MAX, COMMIT_LANES_MAX, TXN_BYTES_MAX},
     model::{ClusterId, HostName, Lane},
     queue::{Intake, Received},
-    store::NewBlock,
+    store::{Description, NewBlock},
 };
 
 /// Sections below this many samples are put together when they meet: their dictionaries cost
@@ -18,10 +18,12 @@ const INTAKE_BYTES_MAX: usize = TXN_BYTES_MAX - 256 * 1024;
 /// Blocks are kept well below the largest, so that merging has room.
 const BLOCK_BYTES: usize = BLOCK_BYTES_MAX / 2;
 
-/// A message whose header was read.
+/// A message that was read but for its columns.
 pub(crate) struct Opened {
     pub(crate) message: Received,
     pub(crate) block: Result<Block, String>,
+    /// What it tells of hosts that is not known yet.
+    pub(crate) news: Vec<Description>,
 }
 
 /// What a commit will do.
@@ -31,26 +33,29 @@ pub(crate) struct Plan {
     pub(crate) blocks: Vec<NewBlock>,
 }
 
-/// Reads the header of a message. A message that is not what its key promises is dead: it would
-/// break the count for ever.
-pub(crate) fn open(message: Received) -> Opened {
-    let block = Block::decode(message.bytes.clone())
-        .map_err(|e| e.to_string())
-        .and_then(|block| {
-            let held = block.samples();
-            let promised = message.samples;
-            if held == promised {
-                Ok(block)
-            } else {
-                Err(format!("the key promises {promised} samples, the block holds {held}"))
-            }
-        })
-        .and_then(|block| {
-            let readable = |s: &Section| s.dictionary().map(drop);
-            block.sections.iter().try_for_each(readable).map_err(|e| e.to_string())?;
-            Ok(block)
-        });
-    Opened { message, block }
+/// Reads a message but for its columns. One that is not what its key promises is dead: it would
+/// break the count for ever. Dictionaries that `is_known` are not read again.
+pub(crate) fn open(message: Received, is_known: impl Fn(&ClusterId, &Section) -> bool) -> Opened {
+    let (block, news) = match read(&message, is_known) {
+        Ok((block, news)) => (Ok(block), news),
+        Err(reason) => (Err(reason), Vec::new()),
+    };
+    Opened { message, block, news }
+}
+
+fn read(
+    message: &Received,
+    is_known: impl Fn(&ClusterId, &Section) -> bool,
+) -> Result<(Block, Vec<Description>), String> {
+    let block = Block::decode(message.bytes.clone()).map_err(|e| e.to_string())?;
+    let (held, promised) = (block.samples(), message.samples);
+    if held != promised {
+        return Err(format!("the key promises {promised} samples, the block holds {held}"));
+    }
+    let unknown = block.sections.iter().filter(|section| !is_known(&block.cluster, section));
+    let news = unknown.map(|section| Description::of(&block.cluster, section));
+    let news = news.collect::<Result<_, BlockError>>().map_err(|e| e.to_string())?;
+    Ok((block, news))
 }
 
 /// How many of `opened`, in order, fit in one commit: at least one.
@@ -59,7 +64,7 @@ pub(crate) fn fitting(opened: &[Opened], bytes_max: usize) -> usize {
     let mut hosts: BTreeSet<(ClusterId, HostName)> = BTreeSet::new();
     let mut lanes: BTreeSet<&Lane> = BTreeSet::new();
     let mut dead = 0;
-    for (index, Opened { message, block }) in opened.iter().enumerate() {
+    for (index, Opened { message, block, .. }) in opened.iter().enumerate() {
         bytes += message.bytes.len();
         lanes.insert(&message.lane);
         match block {
@@ -101,7 +106,7 @@ pub(crate) fn plan(opened: Vec<Opened>) -> Result<Plan, PlanError> {
     let mut plan = Plan::default();
     let mut hosts: BTreeMap<(ClusterId, HostName), Vec<Section>> = BTreeMap::new();
     let mut dead_samples = 0;
-    for (index, Opened { message, block }) in opened.into_iter().enumerate() {
+    for (index, Opened { message, block, .. }) in opened.into_iter().enumerate() {
         match block {
             Ok(block) => {
                 for section in block.sections {
@@ -225,7 +230,7 @@ mod tests {
     }
 
     fn planned(messages: Vec<Received>) -> Plan {
-        plan(messages.into_iter().map(open).collect()).unwrap()
+        plan(messages.into_iter().map(|message| open(message, |_, _| false)).collect()).unwrap()
     }
 
     #[test]
@@ -263,7 +268,8 @@ mod tests {
             (from..from + count).map(|i| section(&format!("h{i}"), 0, 1)).collect::<Vec<_>>()
         };
         let check = |messages: Vec<Received>, bytes_max: usize, expected: usize| {
-            let opened: Vec<Opened> = messages.into_iter().map(open).collect();
+            let opened: Vec<Opened> =
+                messages.into_iter().map(|message| open(message, |_, _| false)).collect();
             assert_eq!(fitting(&opened, bytes_max), expected);
         };
         let wide = message(0, 0, hosts(0, MESSAGE_HOSTS_MAX));

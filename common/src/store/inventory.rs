@@ -1,22 +1,58 @@
 //! Clusters, hosts and GPUs that were seen. Written before the commit that brings their first
 //! samples, so that whatever has samples is in the inventory.
 
-use std::collections::{BTreeMap, HashMap, hash_map::Entry};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::{Mutex as Lock, PoisonError},
+};
 
 use tokio::sync::Mutex;
 
 use crate::{
+    block::{BlockError, Section},
     etcd::{Error, Etcd, RangeRead},
     keyspace::{ClusterRecord, GpuRecord, HostRecord, Key, from_json, to_json},
     limits::TXN_OPS_MAX,
     model::{ClusterId, Gpu, HostName, Timestamp},
 };
 
+/// Most dictionaries remembered of a host: several sources tell of it, each again and again the
+/// same series, and some more when series come and go.
+const DICTIONARIES_MAX: usize = 64;
+
+/// By host, the hashes of dictionaries.
+type Dictionaries = HashMap<ClusterId, HashMap<HostName, Vec<u64>>>;
+
+/// What a section tells of its host.
+#[derive(Debug)]
+pub struct Description {
+    /// Cluster of the host.
+    pub cluster: ClusterId,
+    /// The host.
+    pub host: HostName,
+    gpus: Vec<Gpu>,
+    dictionary: u64,
+}
+
+impl Description {
+    /// Reads what `section` tells.
+    ///
+    /// # Errors
+    /// When its dictionary cannot be read.
+    pub fn of(cluster: &ClusterId, section: &Section) -> Result<Self, BlockError> {
+        let gpus = section.dictionary()?.gpus;
+        let (cluster, host) = (cluster.clone(), section.host().clone());
+        Ok(Self { cluster, host, gpus, dictionary: section.dictionary_hash() })
+    }
+}
+
 /// What a process has seen or written of the inventory: a description is written once, and
 /// again when it changes.
 pub struct Inventory {
     etcd: Etcd,
     known: Mutex<HashMap<String, Option<GpuRecord>>>,
+    /// Those that say what `known` says.
+    same: Lock<Dictionaries>,
 }
 
 impl Inventory {
@@ -34,19 +70,23 @@ impl Inventory {
             };
             known.insert(String::from_utf8_lossy(&entry.key).into_owned(), record);
         }
-        Ok(Self { etcd, known: Mutex::new(known) })
+        Ok(Self { etcd, known: Mutex::new(known), same: Lock::default() })
     }
 
-    /// Makes sure that a host and its GPUs are described as `gpus` says.
+    /// Whether all that `section` tells of its host is described already. Its dictionary was read
+    /// then, and need not be again.
+    pub fn is_described(&self, cluster: &ClusterId, section: &Section) -> bool {
+        let same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_host = same.get(cluster).and_then(|hosts| hosts.get(section.host()));
+        of_host.is_some_and(|known| known.contains(&section.dictionary_hash()))
+    }
+
+    /// Makes sure that a host and its GPUs are described so.
     ///
     /// # Errors
     /// When etcd does not answer: nothing of it is then taken for written.
-    pub async fn describe(
-        &self,
-        cluster: &ClusterId,
-        host: &HostName,
-        gpus: &[Gpu],
-    ) -> Result<(), Error> {
+    pub async fn describe(&self, description: &Description) -> Result<(), Error> {
+        let Description { cluster, host, gpus, dictionary } = description;
         let now = Timestamp::now();
         let keyspace = self.etcd.keyspace();
         let mut known = self.known.lock().await;
@@ -81,6 +121,15 @@ impl Inventory {
             let puts: Vec<_> = part.iter().map(|(k, r)| (k.clone(), to_json(r))).collect();
             self.etcd.describe(&puts).await?;
             known.extend(part.iter().map(|(k, r)| (k.clone(), Some(r.clone()))));
+        }
+        let mut same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = same.entry(cluster.clone()).or_default().entry(host.clone()).or_default();
+        // What was described before may not be as it says any more.
+        if !changed.is_empty() || same.len() >= DICTIONARIES_MAX {
+            same.clear();
+        }
+        if !same.contains(dictionary) {
+            same.push(*dictionary);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ mod reader;
 mod retention;
 mod writer;
 
-pub use inventory::Inventory;
+pub use inventory::{Description, Inventory};
 pub use reader::{Reader, StoredBlock};
 pub use retention::{Policy, Retention, Swept};
 pub use writer::{NewBlock, Writer};

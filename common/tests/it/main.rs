@@ -8,6 +8,7 @@ mod claim;
 mod commit;
 mod fuzz;
 mod given;
+mod inventory;
 mod pool;
 mod queue;
 mod regress;

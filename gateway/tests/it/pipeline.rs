@@ -7,12 +7,12 @@ use nexus_common::{
     etcd::{Claim, Etcd, Outcome},
     keyspace::{ClaimItem, FileRange, Key, Progress, Source, SourceKind, to_json},
     model::{
-        Gpu, GpuId, HostName, HostSamples, Labels, Lane, PartitionId, Role, SeriesSamples, ShardId,
+        Gpu, HostName, HostSamples, Labels, Lane, PartitionId, Role, SeriesSamples, ShardId,
         Timestamp,
     },
     queue::{Consumer, Enqueued, Intake, Message, Producer},
     runtime::Life,
-    store::{Inventory, NewBlock, StoredBlock, Writer},
+    store::{Description, Inventory, NewBlock, StoredBlock, Writer},
     testing::TestEtcd,
 };
 
@@ -115,12 +115,10 @@ impl Pipeline {
                 Err(error) => intake.dead.push((index, error.to_string())),
             }
         }
-        for (host, sections) in &hosts {
-            // Each GPU once: a transaction takes a key only once.
-            let seen = sections.iter().flat_map(|s| s.dictionary().unwrap().gpus);
-            let seen: BTreeMap<GpuId, Gpu> = seen.map(|gpu| (gpu.id.clone(), gpu)).collect();
-            let gpus: Vec<Gpu> = seen.into_values().collect();
-            self.inventory.describe(&CLUSTER.parse().unwrap(), host, &gpus).await.unwrap();
+        let cluster = CLUSTER.parse().unwrap();
+        for section in hosts.values().flatten() {
+            let description = Description::of(&cluster, section).unwrap();
+            self.inventory.describe(&description).await.unwrap();
         }
         let blocks: Vec<NewBlock> =
             hosts.into_iter().map(|(host, sections)| new_block(host, sections)).collect();
