@@ -87,8 +87,30 @@ pub struct Described {
     pub metric: MetricName,
     /// What else tells it apart.
     pub labels: Labels,
-    /// If it is one of those that everybody knows.
-    known: Option<&'static Metric>,
+    /// Which values say that nothing was measured.
+    pub absent: Absent,
+}
+
+/// Which values of a metric say that nothing was measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Absent {
+    blank: Blank,
+    zero: bool,
+}
+
+impl Absent {
+    fn of(known: Option<&Metric>) -> Self {
+        Self {
+            blank: known.map_or(Blank::Any, |m| m.blank),
+            // Cards without the sensor report 0; no memory in use is at 0 degrees.
+            zero: known.is_some_and(|m| m.dcgm == "DCGM_FI_DEV_MEMORY_TEMP"),
+        }
+    }
+
+    /// Whether `value` is one of them.
+    pub fn is(self, value: f64) -> bool {
+        !value.is_finite() || self.blank.is_blank(value) || (self.zero && value == 0.0)
+    }
 }
 
 /// A series that is taken.
@@ -102,8 +124,8 @@ pub struct Known {
     pub metric: MetricName,
     /// What else tells it apart.
     pub labels: Labels,
-    blank: Blank,
-    zero_is_absent: bool,
+    /// Which values say that nothing was measured.
+    pub absent: Absent,
     /// The answer in which it was met last: twice in one is once too often.
     pub met: u64,
     /// Newest time that the exporter itself gave for it.
@@ -111,24 +133,14 @@ pub struct Known {
 }
 
 impl Known {
-    /// Whether `value` says that nothing was measured.
-    pub fn is_absent(&self, value: f64) -> bool {
-        !value.is_finite() || self.blank.is_blank(value) || (self.zero_is_absent && value == 0.0)
-    }
-
     /// It with one sample.
     pub fn sample(&self, at: i64, value: f64) -> SeriesSamples {
-        SeriesSamples { timestamps: vec![at], values: vec![value], ..self.without_samples() }
-    }
-
-    /// It without any sample.
-    pub fn without_samples(&self) -> SeriesSamples {
         SeriesSamples {
             gpu: self.gpu,
             metric: self.metric.clone(),
             labels: self.labels.clone(),
-            timestamps: Vec::new(),
-            values: Vec::new(),
+            timestamps: vec![at],
+            values: vec![value],
         }
     }
 }
@@ -228,11 +240,11 @@ impl Book {
     }
 
     /// The series that was described, whether it was met before or not.
-    pub fn take(&mut self, described: Described) -> usize {
-        let Described { host, gpu, metric, labels, known } = described;
+    fn take(&mut self, described: Described) -> usize {
+        let Described { host, gpu, metric, labels, absent } = described;
         let host = self.host(host);
         let gpu = gpu.and_then(|gpu| self.gpu(host, gpu));
-        self.series(host, gpu, metric, labels, known)
+        self.series(host, gpu, metric, labels, absent)
     }
 
     fn host(&mut self, host: HostName) -> usize {
@@ -259,22 +271,12 @@ impl Book {
         gpu: Option<u32>,
         metric: MetricName,
         labels: Labels,
-        known: Option<&Metric>,
+        absent: Absent,
     ) -> usize {
         let series = &mut self.series;
         *self.by_identity.entry((host, gpu, metric, labels)).or_insert_with_key(|key| {
             let (host, gpu, metric, labels) = key.clone();
-            series.push(Known {
-                host,
-                gpu,
-                metric,
-                labels,
-                blank: known.map_or(Blank::Any, |m| m.blank),
-                // Cards without the sensor report 0; no memory in use is at 0 degrees.
-                zero_is_absent: known.is_some_and(|m| m.dcgm == "DCGM_FI_DEV_MEMORY_TEMP"),
-                met: 0,
-                newest: None,
-            });
+            series.push(Known { host, gpu, metric, labels, absent, met: 0, newest: None });
             series.len() - 1
         })
     }
@@ -311,7 +313,8 @@ pub fn describe(
     let own = own.map(|(name, value)| (*name, value.as_ref()));
     let target = target.filter(|_| gpu.is_none() && get(labels, &["target"]).is_empty());
     let labels = Labels::new(own.chain(target.map(|target| ("target", target))));
-    Ok(Described { host, gpu, metric, labels: labels.map_err(|_| Refused::Bad)?, known })
+    let absent = Absent::of(known);
+    Ok(Described { host, gpu, metric, labels: labels.map_err(|_| Refused::Bad)?, absent })
 }
 
 /// The host of an address, which may have a port: `dgx-1:9400`, `[::1]:9100`, `10.0.0.1`.

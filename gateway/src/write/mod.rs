@@ -1,9 +1,10 @@
 //! Samples that are sent to a gateway: Prometheus remote write, version 1.0.
 //!
-//! `wire` reads a body, `samples` what it tells; a `Writer` enqueues, under a claim on one shard
+//! `wire` reads a body, `known` what labels mean, `samples` what is told; a `Writer` enqueues, under a claim on one shard
 //! of the source, as a streamer does. A sender is told that its samples are stored only once they
 //! are durable, and what it sends again is stored once.
 
+mod known;
 pub(crate) mod limits;
 mod meters;
 mod samples;
@@ -28,9 +29,10 @@ use nexus_common::{
 use tokio::{
     sync::{Mutex, Semaphore, mpsc, oneshot},
     task::spawn_blocking,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
+use known::KnownSeries;
 use limits::{READ_AT_ONCE, WAITING_MAX};
 use meters::WriteMeters;
 pub(crate) use samples::{Tally, ToldError};
@@ -41,6 +43,9 @@ use writer::{Pending, Setup, Stored, Writer};
 /// How long a request may wait to be durable: less than any request may take, so that its sender
 /// is told.
 const DURABLE_WITHIN: Duration = Duration::from_secs(8);
+/// How long a request may wait for room in the queue. Senders that wait send less; those that are
+/// refused send the same again, or drop it.
+const ROOM_WITHIN: Duration = Duration::from_secs(5);
 /// How long a request may wait to be read.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -51,8 +56,8 @@ pub struct WriteArgs {
     /// empty takes none
     #[arg(long, env = "WRITE_SOURCE", default_value = "remote-write", value_name = "SOURCE")]
     pub write_source: WriteSource,
-    /// Refuse what is sent while so many messages of this gateway wait for a collector: some times
-    /// what makes a collector commit at once
+    /// Let senders wait, then refuse them, while so many messages of this gateway wait for a
+    /// collector: some times what makes a collector commit at once
     #[arg(long, env = "WRITE_BACKLOG_MAX", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub write_backlog_max: u64,
     /// etcd's --quota-backend-bytes: what is sent is refused while 80 % of it is in use
@@ -155,7 +160,7 @@ pub(crate) enum WriteError {
 pub struct Writes {
     to: Option<mpsc::Sender<Pending>>,
     turns: Semaphore,
-    cluster: ClusterId,
+    known: Arc<KnownSeries>,
     /// The last request that waited was not answered in time: etcd is away, not only busy.
     etcd_is_away: AtomicBool,
     meters: WriteMeters,
@@ -182,7 +187,8 @@ pub fn desk(args: &WriteArgs, cluster: &ClusterId, metrics: &Metrics) -> (Writes
     let (to, writer) = halves.unzip();
     let turns = Semaphore::new(READ_AT_ONCE);
     let etcd_is_away = AtomicBool::new(false);
-    let writes = Writes { to, turns, cluster: cluster.clone(), etcd_is_away, meters };
+    let known = Arc::new(KnownSeries::new(cluster.clone()));
+    let writes = Writes { to, turns, known, etcd_is_away, meters };
     (writes, WriteDesk { writer, full, quota_bytes: args.etcd_quota_bytes })
 }
 
@@ -240,8 +246,16 @@ impl Writes {
         packed: bytes::Bytes,
         turn: tokio::sync::SemaphorePermit<'_>,
     ) -> Result<(Tally, Stored), WriteError> {
-        let cluster = self.cluster.clone();
-        let read = spawn_blocking(move || told(&packed, &cluster)).await;
+        let to = self.to.as_ref().ok_or(Refusal::Stopping)?;
+        // Before it is read: what is refused then was read in vain.
+        let place = match timeout(TURN_WITHIN, to.reserve()).await {
+            Ok(place) => place.map_err(|_| Refusal::Stopping)?,
+            // Not every sender tries again after 429, which says that it sends too much.
+            Err(_) if self.etcd_is_away.load(Relaxed) => return Err(Refusal::Etcd.into()),
+            Err(_) => return Err(Refusal::Busy.into()),
+        };
+        let known = Arc::clone(&self.known);
+        let read = spawn_blocking(move || told(&packed, &known)).await;
         let told: Told = read.map_err(|_| Refusal::Internal)??;
         drop(turn);
         let tally = told.tally.clone();
@@ -250,13 +264,7 @@ impl Writes {
             return Ok((tally, Stored::Now));
         }
         let (answer, answered) = oneshot::channel();
-        let to = self.to.as_ref().ok_or(Refusal::Stopping)?;
-        to.try_send(Pending { told, answer }).map_err(|error| match error {
-            // Not every sender tries again after 429, which says that it sends too much.
-            mpsc::error::TrySendError::Full(_) if self.etcd_is_away.load(Relaxed) => Refusal::Etcd,
-            mpsc::error::TrySendError::Full(_) => Refusal::Busy,
-            mpsc::error::TrySendError::Closed(_) => Refusal::Stopping,
-        })?;
+        place.send(Pending { told, since: Instant::now(), answer });
         let answered = timeout(DURABLE_WITHIN, answered).await;
         self.etcd_is_away.store(answered.is_err(), Relaxed);
         match answered {

@@ -1,26 +1,22 @@
 //! What a request tells: its series by cluster and host, as sections of messages. Pure.
 
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
 };
 
 use nexus_common::{
     block::{EncodeError, Section},
-    keyspace::live::Rules,
     model::{ClusterId, Gpu, HostName, HostSamples, SeriesSamples, Timestamp},
     queue::{Message, fits, pack, sections_of_good},
-    sources::series::{Book, Refused, describe, get, host_of_address},
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
-use super::wire::{self, Series, WireError};
+use super::{
+    known::{KnownSeries, Meant, NAME_LABEL},
+    wire::{self, Series, WireError},
+};
 
-/// Labels that say whose series it is, the first there is: Prometheus' own, then what exporters and
-/// collectors without it write.
-const HOST_LABELS: [&str; 5] = ["instance", "Hostname", "hostname", "host", "host_name"];
-const CLUSTER_LABEL: &str = "cluster";
-const NAME_LABEL: &str = "__name__";
 /// How much is told of the first series that is refused, in characters: enough to find it.
 const TOLD_CHARS: usize = 200;
 
@@ -99,20 +95,28 @@ pub(crate) enum ToldError {
     Encode(#[from] EncodeError),
 }
 
-/// Reads a body as it was sent. What names no cluster is of `own`.
+/// Reads a body as it was sent.
 ///
 /// # Errors
 /// When it cannot be read, or is more than one transaction can take.
-pub(crate) fn told(packed: &[u8], own: &ClusterId) -> Result<Told, ToldError> {
+pub(crate) fn told(packed: &[u8], known: &KnownSeries) -> Result<Told, ToldError> {
     let body = wire::unpack(packed)?;
     // The same body is of other samples where another cluster is meant.
-    let hash = xxh3_128_with_seed(&body, xxh3_64(own.as_str().as_bytes()));
-    let mut gathered = Gathered { own, clusters: BTreeMap::new(), tally: Tally::default() };
-    wire::read(&body, |series| gathered.add(series))?;
-    let Gathered { clusters, mut tally, .. } = gathered;
+    let hash = xxh3_128_with_seed(&body, xxh3_64(known.own().as_str().as_bytes()));
+    let sent = wire::read(&body)?;
+    let mut gathered = Gathered::default();
+    for (series, meaning) in sent.series.iter().zip(known.meanings(&sent)?) {
+        let samples = sent.samples(series);
+        gathered.tally.histograms += series.histograms as u64;
+        match meaning {
+            Ok(meant) => gathered.add(&meant, samples, series),
+            Err(reason) => gathered.tally.refuse(reason, samples.len(), || show(series)),
+        }
+    }
+    let (clusters, mut tally) = gathered.finish();
     let mut sections = BTreeMap::new();
-    for (cluster, part) in clusters {
-        let (good, refused) = sections_of_good(part.finish(&mut tally));
+    for (cluster, hosts) in clusters {
+        let (good, refused) = sections_of_good(hosts);
         tally.refuse("not encodable", refused as usize, || "the log says more".to_owned());
         if !good.is_empty() {
             sections.insert(cluster, good);
@@ -143,124 +147,116 @@ pub(crate) fn packed_messages<'a>(
     Ok(messages)
 }
 
-struct Gathered<'a> {
-    own: &'a ClusterId,
-    clusters: BTreeMap<ClusterId, Part>,
+/// The samples of a request, by host.
+#[derive(Default)]
+struct Gathered {
+    hosts: Vec<Building>,
+    /// Where the host of a number stands.
+    places: HashMap<u32, usize>,
+    /// Where the series of a number stands, and in which host.
+    series: HashMap<u32, (usize, usize)>,
     tally: Tally,
 }
 
-/// The series of one cluster, and the samples of each, in the book's order.
-#[derive(Default)]
-struct Part {
-    book: Book,
-    samples: Vec<SeriesSamples>,
+/// One host of a request.
+struct Building {
+    cluster: ClusterId,
+    host: HostName,
+    /// By number, in the order they were met.
+    gpus: Vec<(u32, Arc<Gpu>)>,
+    series: Vec<SeriesSamples>,
 }
 
-impl Gathered<'_> {
-    fn add(&mut self, series: &Series<'_>) {
-        self.tally.histograms += series.histograms as u64;
-        if let Err(reason) = self.take(series) {
-            self.tally.refuse(reason, series.samples.len(), || show(series));
-        }
-    }
-
-    fn take(&mut self, series: &Series<'_>) -> Result<(), &'static str> {
-        let mut labels: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(series.labels.len());
-        let (mut name, mut cluster) = ("", None);
-        for (label, value) in &series.labels {
-            match *label {
-                NAME_LABEL => name = value,
-                // One that cannot be a cluster's name tells series apart as any other label does.
-                CLUSTER_LABEL if cluster.is_none() && ClusterId::new(value).is_ok() => {
-                    cluster = ClusterId::new(value).ok();
-                }
-                label if is_label_name(label) => labels.push((label, Cow::Borrowed(value))),
-                _ => return Err("bad label"),
-            }
-        }
-        if stands_twice(&series.labels) {
-            return Err("bad label");
-        }
-        let address = get(&labels, &HOST_LABELS);
-        if address.is_empty() {
-            return Err("no host");
-        }
-        let host = HostName::new(host_of_address(address)).map_err(|_| "bad host")?;
-        let described = describe(name, &labels, &host, None, &Rules::default());
-        let described = described.map_err(|refused| match refused {
-            Refused::Rule | Refused::Bad => "bad series",
-            Refused::TooMany => "too many series",
-        })?;
-        let cluster = cluster.unwrap_or_else(|| self.own.clone());
-        let part = self.clusters.entry(cluster).or_default();
-        let nth = part.book.take(described);
-        let Some(known) = part.book.series.get(nth) else { return Ok(()) };
-        if part.samples.len() <= nth {
-            // A series that was not met before stands behind all others.
-            part.samples.push(known.without_samples());
-        }
-        let Some(into) = part.samples.get_mut(nth) else { return Ok(()) };
-        for (at, value) in &series.samples {
+impl Gathered {
+    fn add(&mut self, meant: &Meant, samples: &[(i64, f64)], told: &Series<'_>) {
+        let (host, nth) = match self.series.get(&meant.series) {
+            Some(place) => *place,
+            None => self.series(meant),
+        };
+        let Some(building) = self.hosts.get_mut(host) else { return };
+        building.describe(meant);
+        let Some(into) = building.series.get_mut(nth) else { return };
+        for (at, value) in samples {
             if Timestamp::from_millis(*at).is_err() {
-                self.tally.refuse("bad time", 1, || format!("{at} ms of {}", show(series)));
-            } else if known.is_absent(*value) {
+                self.tally.refuse("bad time", 1, || format!("{at} ms of {}", show(told)));
+            } else if meant.absent.is(*value) {
                 self.tally.absent += 1;
             } else {
                 into.timestamps.push(*at);
                 into.values.push(*value);
             }
         }
-        Ok(())
     }
-}
 
-impl Part {
-    /// By host, with the GPUs that something is told of.
-    fn finish(self, tally: &mut Tally) -> Vec<HostSamples> {
-        let Self { book, samples } = self;
-        let mut hosts: Vec<Building> = Vec::new();
-        hosts.resize_with(book.hosts.len(), Building::default);
-        for (known, mut series) in book.series.iter().zip(samples) {
-            let metric = series.metric.clone();
-            let (repeated, twice) = put_in_order(&mut series);
-            tally.repeated += repeated;
-            tally.refuse("another value for the same time", twice, || metric.to_string());
-            let place = book.hosts.get(known.host);
-            if let Some((building, place)) = hosts.get_mut(known.host).zip(place)
-                && !series.values.is_empty()
-            {
-                building.add(series, &place.gpus);
+    /// A place for a series that was not met before.
+    fn series(&mut self, meant: &Meant) -> (usize, usize) {
+        let host = *self.places.entry(meant.place).or_insert_with(|| {
+            let (cluster, host) = (meant.cluster.clone(), meant.host.clone());
+            self.hosts.push(Building { cluster, host, gpus: Vec::new(), series: Vec::new() });
+            self.hosts.len() - 1
+        });
+        let Some(building) = self.hosts.get_mut(host) else { return (host, 0) };
+        let gpu = building.describe(meant);
+        building.series.push(SeriesSamples {
+            gpu,
+            metric: meant.metric.clone(),
+            labels: meant.labels.clone(),
+            timestamps: Vec::new(),
+            values: Vec::new(),
+        });
+        let place = (host, building.series.len() - 1);
+        self.series.insert(meant.series, place);
+        place
+    }
+
+    /// By cluster, the hosts of which something is told.
+    fn finish(mut self) -> (BTreeMap<ClusterId, Vec<HostSamples>>, Tally) {
+        let mut clusters: BTreeMap<ClusterId, Vec<HostSamples>> = BTreeMap::new();
+        for mut building in self.hosts {
+            for series in &mut building.series {
+                let (repeated, twice) = put_in_order(series);
+                self.tally.repeated += repeated;
+                let of = || series.metric.to_string();
+                self.tally.refuse("another value for the same time", twice, of);
+            }
+            if let Some((cluster, host)) = building.finish() {
+                clusters.entry(cluster).or_default().push(host);
             }
         }
-        let told = book.hosts.into_iter().zip(hosts).filter(|(_, told)| !told.series.is_empty());
-        told.map(|(place, Building { gpus, series, .. })| HostSamples {
-            host: place.host,
-            gpus,
-            series,
-        })
-        .collect()
+        (clusters, self.tally)
     }
-}
-
-/// One host of a request.
-#[derive(Default)]
-struct Building {
-    gpus: Vec<Gpu>,
-    series: Vec<SeriesSamples>,
-    /// Where each GPU of the book stands in `gpus`.
-    places: HashMap<u32, u32>,
 }
 
 impl Building {
-    fn add(&mut self, mut series: SeriesSamples, met: &[Gpu]) {
-        series.gpu = series.gpu.and_then(|nth| {
-            let gpu = met.get(usize::try_from(nth).ok()?)?;
-            Some(*self.places.entry(nth).or_insert_with(|| {
-                self.gpus.push(gpu.clone());
-                self.gpus.len() as u32 - 1
-            }))
-        });
-        self.series.push(series);
+    /// Makes the GPU of a series stand there as these labels describe it; says where.
+    fn describe(&mut self, meant: &Meant) -> Option<u32> {
+        let (number, gpu) = meant.gpu.as_ref()?;
+        let nth = self.gpus.iter().position(|(known, _)| known == number);
+        match nth.and_then(|nth| self.gpus.get_mut(nth)) {
+            Some((_, known)) if Arc::ptr_eq(known, gpu) => {}
+            Some((_, known)) => *known = Arc::clone(gpu), // as it was last described
+            None => self.gpus.push((*number, Arc::clone(gpu))),
+        }
+        Some(nth.unwrap_or(self.gpus.len() - 1) as u32)
+    }
+
+    /// With the series that have samples, and their GPUs; none if there are none.
+    fn finish(self) -> Option<(ClusterId, HostSamples)> {
+        let Self { cluster, host, gpus: met, mut series } = self;
+        series.retain(|series| !series.values.is_empty());
+        let mut gpus: Vec<Gpu> = Vec::with_capacity(met.len());
+        let mut places: Vec<Option<u32>> = vec![None; met.len()];
+        for gpu in series.iter_mut().filter_map(|series| series.gpu.as_mut()) {
+            let nth = *gpu as usize;
+            let (Some(place), Some((_, known))) = (places.get_mut(nth), met.get(nth)) else {
+                continue;
+            };
+            *gpu = *place.get_or_insert_with(|| {
+                gpus.push(Gpu::clone(known));
+                gpus.len() as u32 - 1
+            });
+        }
+        (!series.is_empty()).then_some((cluster, HostSamples { host, gpus, series }))
     }
 }
 
@@ -288,36 +284,20 @@ fn put_in_order(series: &mut SeriesSamples) -> (u64, usize) {
     (repeated, twice)
 }
 
-fn is_label_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    name.bytes().all(allowed) && name.bytes().next().is_some_and(|b| !b.is_ascii_digit())
-}
-
-/// Whether a name does; senders sort them, so this most often is one look.
-fn stands_twice(labels: &[(&str, &str)]) -> bool {
-    if labels.is_sorted_by(|a, b| a.0 < b.0) {
-        return false;
-    }
-    let mut seen = BTreeMap::new();
-    labels.iter().any(|(name, _)| match seen.entry(*name) {
-        Entry::Occupied(_) => true,
-        Entry::Vacant(free) => {
-            free.insert(());
-            false
-        }
-    })
-}
-
 /// A series as people write it.
 fn show(series: &Series<'_>) -> String {
-    let name = series.labels.iter().find(|(name, _)| *name == NAME_LABEL).map_or("", |l| l.1);
-    let others = series.labels.iter().filter(|(name, _)| *name != NAME_LABEL).take(8);
+    let labels = series.labels().unwrap_or_default();
+    let name = labels.iter().find(|(name, _)| *name == NAME_LABEL).map_or("", |l| l.1);
+    let others = labels.iter().filter(|(name, _)| *name != NAME_LABEL).take(8);
     let others: Vec<String> = others.map(|(name, value)| format!("{name}={value:?}")).collect();
     format!("{name}{{{}}}", others.join(","))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
     use super::{
         wire::sent::{TimeSeries, packed, series},
         *,
@@ -326,8 +306,12 @@ mod tests {
     const T: i64 = 1_752_871_354_000;
     const STALE: u64 = 0x7ff0_0000_0000_0002;
 
+    fn known(cluster: &str) -> KnownSeries {
+        KnownSeries::new(cluster.parse().unwrap())
+    }
+
     fn read(sent: &[TimeSeries]) -> Told {
-        told(&packed(sent), &"c".parse().unwrap()).unwrap()
+        told(&packed(sent), &known("c")).unwrap()
     }
 
     /// What is stored, a line a sample: `cluster host gpu metric {labels} time value`.
@@ -435,10 +419,62 @@ mod tests {
         assert_eq!(refused, [("another value for the same time", 1)].into());
     }
 
+    fn any_series() -> impl Strategy<Value = TimeSeries> {
+        let instance = prop_oneof![Just(""), Just("a:1"), Just("a:2"), Just("b/c"), Just("b")];
+        let uuid = prop_oneof![Just(""), Just("GPU-1"), Just("GPU-2")];
+        let driver = prop_oneof![Just("535"), Just("550")];
+        let cluster = prop_oneof![Just(""), Just("west"), Just("a/b")];
+        let name = prop_oneof![Just("up"), Just("DCGM_FI_DEV_GPU_TEMP"), Just("9d")];
+        let samples = proptest::collection::vec((0..4i64, 0..3u8), 0..4);
+        (name, instance, uuid, driver, cluster, samples).prop_map(
+            |(name, instance, uuid, driver, cluster, samples)| {
+                let labels = [
+                    ("DCGM_FI_DRIVER_VERSION", driver),
+                    ("UUID", uuid),
+                    ("__name__", name),
+                    ("cluster", cluster),
+                    ("instance", instance),
+                ];
+                let samples: Vec<_> =
+                    samples.iter().map(|(at, value)| (T + at, f64::from(*value))).collect();
+                series(&labels, &samples)
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_remembered_of_requests_before_changes_nothing(
+            requests in proptest::collection::vec(proptest::collection::vec(any_series(), 0..6), 1..5),
+        ) {
+            let remembers = known("c");
+            for sent in requests {
+                let (it, fresh) = (told(&packed(&sent), &remembers).unwrap(), read(&sent));
+                prop_assert_eq!(it.hash, fresh.hash);
+                prop_assert_eq!(&it.tally, &fresh.tally);
+                prop_assert_eq!(it.sections, fresh.sections);
+            }
+        }
+    }
+
+    #[test]
+    fn labels_may_stand_behind_samples() {
+        let sent = series(&[("__name__", "up"), ("instance", "h")], &[(T, 1.0)]).encode_to_vec();
+        let (first, rest) = sent.split_at(2 + usize::from(sent[1]));
+        let (second, sample) = rest.split_at(2 + usize::from(rest[1]));
+        for order in [[first, second, sample], [first, sample, second], [sample, second, first]] {
+            let one = order.concat();
+            let body = [&[0x0a, one.len() as u8], &*one].concat();
+            let body = snap::raw::Encoder::new().compress_vec(&body).unwrap();
+            let told = told(&body, &known("c")).unwrap();
+            assert_eq!(lines(&told), ["c h - up {instance=h} 0 1"], "{order:?}");
+        }
+    }
+
     #[test]
     fn the_hash_is_of_samples_and_cluster() {
         let up = |value| packed(&[series(&[("__name__", "up"), ("instance", "h")], &[(T, value)])]);
-        let hash = |body: &[u8], cluster: &str| told(body, &cluster.parse().unwrap()).unwrap().hash;
+        let hash = |body: &[u8], cluster: &str| told(body, &known(cluster)).unwrap().hash;
         assert_eq!(hash(&up(1.0), "c"), hash(&up(1.0), "c"));
         assert_ne!(hash(&up(1.0), "c"), hash(&up(2.0), "c"));
         assert_ne!(hash(&up(1.0), "c"), hash(&up(1.0), "d"));
@@ -469,8 +505,8 @@ mod tests {
                 series(&labels, &[(T, 1.0)])
             })
             .collect();
-        let error = told(&packed(&sent), &"c".parse().unwrap()).unwrap_err();
+        let error = told(&packed(&sent), &known("c")).unwrap_err();
         assert_eq!(error, ToldError::TooLarge { samples: 1500 });
-        assert!(told(&packed(&sent[..900]), &"c".parse().unwrap()).is_ok());
+        assert!(told(&packed(&sent[..900]), &known("c")).is_ok());
     }
 }

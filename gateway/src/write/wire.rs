@@ -1,8 +1,10 @@
 //! The body of a remote write request, version 1.0: a `WriteRequest` of protobuf, packed with
 //! snappy's block format. Pure.
 //!
-//! It is read where it lies: nothing is copied, and what is kept grows with what was sent and not
-//! with what it claims to hold. The format is that of Prometheus' `remote.proto` and `types.proto`.
+//! It is read where it lies: what is kept grows with what was sent and not with what it claims to
+//! hold. The format is that of Prometheus' `remote.proto` and `types.proto`.
+
+use std::{borrow::Cow, ops::Range};
 
 use snap::raw;
 
@@ -50,63 +52,110 @@ pub(crate) fn unpack(packed: &[u8]) -> Result<Vec<u8>, WireError> {
     raw::Decoder::new().decompress_vec(packed).map_err(bad)
 }
 
+/// A request as it lies there.
+#[derive(Debug, Default)]
+pub(crate) struct Sent<'a> {
+    /// Its time series.
+    pub(crate) series: Vec<Series<'a>>,
+    samples: Vec<(i64, f64)>,
+}
+
+impl Sent<'_> {
+    /// Samples of one of its series: milliseconds since the epoch, and what was measured.
+    pub(crate) fn samples(&self, series: &Series<'_>) -> &[(i64, f64)] {
+        self.samples.get(series.samples.clone()).unwrap_or_default()
+    }
+}
+
 /// One time series of a request.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug)]
 pub(crate) struct Series<'a> {
-    /// Names and values, in the order they were sent.
-    pub(crate) labels: Vec<(&'a str, &'a str)>,
-    /// Milliseconds since the epoch, and what was measured.
-    pub(crate) samples: Vec<(i64, f64)>,
+    /// Its labels, field by field as they were sent: equal ones are of equal series.
+    pub(crate) label_bytes: Cow<'a, [u8]>,
+    /// Where they begin.
+    at: usize,
+    samples: Range<usize>,
     /// Native histograms, which are not read.
     pub(crate) histograms: usize,
 }
 
-/// Reads a request, and hands over its series one by one.
+impl Series<'_> {
+    /// Names and values, in the order they were sent.
+    ///
+    /// # Errors
+    /// When they are no labels, or too many.
+    pub(crate) fn labels(&self) -> Result<Vec<(&str, &str)>, WireError> {
+        let whole = self.at + self.label_bytes.len();
+        let mut fields = Fields { rest: &self.label_bytes, whole };
+        let mut labels = Vec::with_capacity(16);
+        while let Some((_, value)) = fields.next()? {
+            labels.push(read_label(fields.message(value)?)?);
+            at_most("labels of a series", labels.len(), LABELS_MAX)?;
+        }
+        Ok(labels)
+    }
+}
+
+/// Reads a request, but not what is in its labels.
 ///
 /// # Errors
-/// When it is no `WriteRequest`, or has too many of something. What was handed over before counts
-/// for nothing then.
-pub(crate) fn read<'a>(body: &'a [u8], mut take: impl FnMut(&Series<'a>)) -> Result<(), WireError> {
+/// When it is no `WriteRequest`, or has too many of something.
+pub(crate) fn read(body: &[u8]) -> Result<Sent<'_>, WireError> {
     let mut request = Fields { rest: body, whole: body.len() };
-    let mut series = Series::default();
-    let (mut count, mut samples) = (0, 0);
+    let mut sent = Sent::default();
+    let mut histograms = 0;
     while let Some((number, value)) = request.next()? {
         // 1 is a series; 3 is metadata, which is not kept.
         if number != 1 {
             continue;
         }
-        count += 1;
-        at_most("series", count, SERIES_MAX)?;
-        read_series(request.message(value)?, &mut series)?;
-        samples += series.samples.len() + series.histograms;
-        at_most("samples", samples, SAMPLES_MAX)?;
-        take(&series);
+        at_most("series", sent.series.len() + 1, SERIES_MAX)?;
+        let series = read_series(body, request.message(value)?, &mut sent.samples)?;
+        histograms += series.histograms;
+        at_most("samples", sent.samples.len() + histograms, SAMPLES_MAX)?;
+        sent.series.push(series);
     }
-    Ok(())
+    Ok(sent)
 }
 
-fn read_series<'a>(mut fields: Fields<'a>, series: &mut Series<'a>) -> Result<(), WireError> {
-    series.labels.clear();
-    series.samples.clear();
-    series.histograms = 0;
-    while let Some((number, value)) = fields.next()? {
+fn read_series<'a>(
+    body: &'a [u8],
+    mut fields: Fields<'a>,
+    samples: &mut Vec<(i64, f64)>,
+) -> Result<Series<'a>, WireError> {
+    let at = fields.at();
+    let (mut labels, mut apart) = (at..at, Vec::new());
+    let (first, mut histograms) = (samples.len(), 0);
+    loop {
+        let begin = fields.at();
+        let Some((number, value)) = fields.next()? else { break };
         match number {
             1 => {
-                let label = read_label(fields.message(value)?)?;
-                series.labels.push(label);
-                at_most("labels of a series", series.labels.len(), LABELS_MAX)?;
+                fields.message(value)?;
+                let field = begin..fields.at();
+                if labels.end == begin || labels.is_empty() {
+                    labels = if labels.is_empty() { field } else { labels.start..field.end };
+                } else {
+                    // Nobody writes them so, but they may: other fields stand between.
+                    apart.extend_from_slice(body.get(field).unwrap_or_default());
+                }
             }
             2 => {
-                let sample = read_sample(fields.message(value)?)?;
-                series.samples.push(sample);
-                at_most("samples", series.samples.len(), SAMPLES_MAX)?;
+                samples.push(read_sample(fields.message(value)?)?);
+                at_most("samples", samples.len() - first, SAMPLES_MAX)?;
             }
             // Exemplars say how a value came about: they are no samples.
-            4 => series.histograms += 1,
+            4 => histograms += 1,
             _ => {}
         }
     }
-    Ok(())
+    let at = labels.start;
+    let together = body.get(labels).unwrap_or_default();
+    let label_bytes = match apart.is_empty() {
+        true => Cow::Borrowed(together),
+        false => Cow::Owned([together, &apart].concat()),
+    };
+    Ok(Series { label_bytes, at, samples: first..samples.len(), histograms })
 }
 
 fn read_label<'a>(mut fields: Fields<'a>) -> Result<(&'a str, &'a str), WireError> {
@@ -152,8 +201,13 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// Where the next field begins.
+    fn at(&self) -> usize {
+        self.whole - self.rest.len()
+    }
+
     fn bad(&self, what: &'static str) -> WireError {
-        WireError::Protobuf { what, at: self.whole - self.rest.len() }
+        WireError::Protobuf { what, at: self.at() }
     }
 
     fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, WireError> {
@@ -204,8 +258,7 @@ impl<'a> Fields<'a> {
     /// The fields of a message in a field that was just read.
     fn message(&self, value: Value<'a>) -> Result<Fields<'a>, WireError> {
         let Value::Bytes(bytes) = value else { return Err(self.bad("a message of another type")) };
-        let before = self.whole - self.rest.len() - bytes.len();
-        Ok(Fields { rest: bytes, whole: before + bytes.len() })
+        Ok(Fields { rest: bytes, whole: self.at() })
     }
 
     fn text(&self, value: Value<'a>) -> Result<&'a str, WireError> {
@@ -230,12 +283,12 @@ mod tests {
     };
 
     fn read_back(body: &[u8]) -> Result<Vec<TimeSeries>, WireError> {
-        let mut found = Vec::new();
-        read(body, |one| {
+        let sent = read(body)?;
+        let found = sent.series.iter().map(|one| {
             let histograms = vec![Vec::new(); one.histograms];
-            found.push(TimeSeries { histograms, ..series(&one.labels, &one.samples) });
-        })?;
-        Ok(found)
+            Ok(TimeSeries { histograms, ..series(&one.labels()?, sent.samples(one)) })
+        });
+        found.collect()
     }
 
     fn any_series() -> impl Strategy<Value = TimeSeries> {

@@ -24,11 +24,11 @@ use nexus_common::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::{
-    Refusal,
+    ROOM_WITHIN, Refusal,
     limits::WAITING_MAX,
     samples::{Tally, Told, packed_messages},
     seat::{ReceiptLease, Seat, SeatError},
@@ -36,6 +36,8 @@ use super::{
 
 /// How often it is tried again at once: longer, and whoever sent it should know.
 const TRIES: u32 = 3;
+/// How often it is looked whether there is room again: a collector commits some times a second.
+const LOOK: Duration = Duration::from_millis(25);
 /// Pause between tries.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What a receipt needs in a transaction: its key twice, its value, and what is around them.
@@ -64,6 +66,8 @@ pub(super) enum Stored {
 /// A request that waits.
 pub(super) struct Pending {
     pub(super) told: Told,
+    /// When it began to wait.
+    pub(super) since: Instant,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
@@ -190,8 +194,14 @@ impl Writer {
         let etcd = &life.process.etcd;
         let Self { setup, waiting, seat, lease, .. } = self;
         let seat = ready(seat, life, &setup.source).await?;
-        if let Err(refusal) = has_room(setup, seat).await? {
-            self.refuse(&refusal);
+        if setup.full.load(Relaxed) {
+            // Room is made by retention, and that takes long.
+            self.refuse(&Refusal::Full);
+            return Ok(Went::On);
+        }
+        if let Some(refusal) = backlog(setup, seat).await? {
+            self.refuse_older(ROOM_WITHIN, &refusal);
+            sleep(LOOK).await;
             return Ok(Went::On);
         }
         let batch = Batch::of(waiting).map_err(|error| {
@@ -251,7 +261,13 @@ impl Writer {
     }
 
     fn refuse(&mut self, refusal: &Refusal) {
-        for one in self.waiting.drain(..) {
+        self.refuse_older(Duration::ZERO, refusal);
+    }
+
+    /// Refuses what has waited for so long: the first ones.
+    fn refuse_older(&mut self, age: Duration, refusal: &Refusal) {
+        while self.waiting.front().is_some_and(|one| one.since.elapsed() >= age) {
+            let Some(one) = self.waiting.pop_front() else { break };
             one.answer(Err(refusal.clone()));
         }
     }
@@ -272,17 +288,14 @@ async fn ready<'a>(
     seat.as_mut().ok_or_else(|| Refusal::Internal.into())
 }
 
-/// Whether there is room for more, in the queue and in etcd.
-async fn has_room(setup: &Setup, seat: &mut Seat) -> Result<Result<(), Refusal>, Error> {
+/// Why there is no room for more in the queue, if there is none.
+async fn backlog(setup: &Setup, seat: &mut Seat) -> Result<Option<Refusal>, Error> {
     let max = setup.backlog_max;
-    if setup.full.load(Relaxed) {
-        return Ok(Err(Refusal::Full));
-    }
     if seat.producer.backlog() >= max {
         seat.producer.look_at_cursor().await?;
     }
     let waiting = seat.producer.backlog();
-    Ok(if waiting >= max { Err(Refusal::Backlog { waiting, max }) } else { Ok(()) })
+    Ok((waiting >= max).then_some(Refusal::Backlog { waiting, max }))
 }
 
 /// What goes into one transaction.

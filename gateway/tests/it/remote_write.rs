@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nexus_common::{
@@ -187,7 +187,7 @@ async fn a_claim_or_a_session_that_is_lost_loses_nothing_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_taken_that_no_collector_takes_nor_what_nobody_wants() {
+async fn who_sends_waits_for_a_collector_but_not_for_ever_nor_for_what_nobody_wants() {
     let etcd = TestEtcd::start();
     let mut pipeline = Pipeline::new(&etcd).await;
     let life = etcd.life(Role::Gateway, "gateway-1", 10).await;
@@ -200,12 +200,19 @@ async fn nothing_is_taken_that_no_collector_takes_nor_what_nobody_wants() {
     };
     assert_eq!(writing.send(&[up("h", 0, 1)]).await.status, 204);
     assert_eq!(writing.send(&[up("h", 1, 1)]).await.status, 204);
+    let asked = Instant::now();
     refused(2, 429, "backlog").await;
+    assert!(asked.elapsed() >= Duration::from_secs(5), "it was refused at once");
     writing.gateway.caught_up(2).await;
     let snapshot = writing.gateway.view().snapshot().unwrap();
     let (lane, _) = snapshot.lanes.iter().find(|(_, progress)| progress.next > 0).unwrap();
-    pipeline.commit(lane, 2).await;
-    assert_eq!(writing.send(&[up("h", 2, 1)]).await.status, 204);
+    // Whoever waits is answered once there is room.
+    let third = [up("h", 2, 1)];
+    let (waits, _) = tokio::join!(writing.send(&third), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        pipeline.commit(lane, 2).await
+    });
+    assert_eq!(waits.status, 204);
 
     let desk = SourceDesk::new(pipeline.etcd.clone());
     desk.set_paused(&source(), true).await.unwrap();
