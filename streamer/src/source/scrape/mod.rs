@@ -170,7 +170,7 @@ impl Reader {
                 return Err(None);
             }
         }
-        if known.is_absent(value) {
+        if known.absent.is(value) {
             return Ok((nth, false));
         }
         if taken >= series_max as u64 {
