@@ -24,7 +24,7 @@ peer_pid=
 
 ask() { curl -fs --noproxy '*' --max-time 300 "$@"; }
 stop_peer() {
-    if [[ -z $peer_pid ]]; then return; fi
+    if [[ -z $peer_pid ]]; then return 0; fi
     kill -TERM "$peer_pid" 2>/dev/null || true
     peer_gone() { [[ -z $(command_of "$peer_pid") ]]; }
     wait_until 60 peer_gone || die "bench-peers: process $peer_pid does not end"

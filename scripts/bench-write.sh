@@ -18,7 +18,8 @@ collector_pid='' gateway_pid='' peer_pid=''
 ask() { curl -fs --noproxy '*' --max-time 10 "$@"; }
 end() {
     local pid=$1
-    if [[ -z $pid ]]; then return; fi
+    # In a trap a bare `return` fails as what came before it did.
+    if [[ -z $pid ]]; then return 0; fi
     kill -TERM "$pid" 2>/dev/null || true
     ended() { [[ -z $(command_of "$pid") ]]; }
     wait_until 30 ended || die "bench-write: process $pid does not end"
@@ -58,7 +59,9 @@ nexus() {
     wait_until 30 ready || die "bench-write: the gateway is not ready; see $LOG_DIR"
     # shellcheck disable=SC2154  # set by start_etcd
     push nexus "$@" "$gateway_pid" "$collector_pid" "$etcd_pid"
-    [[ $(ask "$GATEWAY/api/v1/sources/remote-write" | jq .samples) == "$expected" ]] || die "bench-write: not every sample is stored"
+    # The gateway shows what etcd has a moment later.
+    stored() { [[ $(ask "$GATEWAY/api/v1/sources/remote-write" | jq .samples) == "$expected" ]]; }
+    wait_until 10 stored || die "bench-write: not every sample is stored"
     [[ $(ask "$GATEWAY/audit" | jq .clean) == true ]] || die "bench-write: the law does not hold"
     stop_all
 }

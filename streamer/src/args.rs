@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, env = "PARALLEL_SHARDS", default_value_t = default_parallel(), value_parser = clap::value_parser!(u64).range(1..=64))]
     pub parallel_shards: u64,
     /// Pause a lane when so many of its messages wait for a collector
-    #[arg(long, env = "BACKLOG_MAX", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, env = "BACKLOG_MAX", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub backlog_max: u64,
     /// Where the tokens and passwords lie that sources may have sent to their targets
     #[arg(long, env = "SCRAPE_SECRETS_DIR", default_value = "/etc/nexus/secrets")]
