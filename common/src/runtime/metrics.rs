@@ -146,16 +146,15 @@ impl Metrics {
             }
             if role == Role::Streamer {
                 r.register("rows", "Rows read from sources, by result", self.rows.clone());
-                let help = "Time spent waiting for room";
-                r.register("backpressure_seconds", help, self.backpressure_seconds.clone());
-                let help = "Part of etcd's space quota in use; NaN while unknown";
-                r.register("db_fill_ratio", help, self.database_fill.clone());
             }
             if role == Role::Collector {
                 let help = "Messages set aside as undecodable";
                 r.register("dead_letters", help, self.dead_letters.clone());
             }
         });
+        if role == Role::Streamer {
+            self.register_room();
+        }
     }
 
     /// Tells of samples that are moved: also of a gateway that takes what is sent to it.
@@ -167,6 +166,16 @@ impl Metrics {
             r.register("txn", help, self.txns.clone());
             let help = "Time until a transaction was decided";
             r.register("txn_seconds", help, self.txn_seconds.clone());
+        });
+    }
+
+    /// Tells of the room that whoever enqueues needs: also of such a gateway.
+    pub fn register_room(&self) {
+        self.with_registry(|r| {
+            let help = "Time spent waiting for room";
+            r.register("backpressure_seconds", help, self.backpressure_seconds.clone());
+            let help = "Part of etcd's space quota in use; NaN while unknown";
+            r.register("db_fill_ratio", help, self.database_fill.clone());
         });
     }
 

@@ -23,7 +23,7 @@ const HOST_LABELS: [&str; 5] = ["instance", "Hostname", "hostname", "host", "hos
 const CLUSTER_LABEL: &str = "cluster";
 pub(super) const NAME_LABEL: &str = "__name__";
 /// Most series remembered: those of some thousand GPUs.
-const SERIES_MAX: usize = 1 << 18;
+const REMEMBERED_MAX: usize = 1 << 18;
 /// Most bytes of labels remembered, as they were sent: series whose labels never come again must
 /// not fill the memory.
 const LABEL_BYTES_MAX: usize = 64 << 20;
@@ -116,7 +116,7 @@ impl Table {
     }
 
     fn is_full(&self) -> bool {
-        self.by_hash.len() >= SERIES_MAX || self.label_bytes >= LABEL_BYTES_MAX
+        self.by_hash.len() >= REMEMBERED_MAX || self.label_bytes >= LABEL_BYTES_MAX
     }
 
     fn find(&self, hashes: &[u128]) -> Option<Vec<Meaning>> {

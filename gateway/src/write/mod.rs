@@ -179,6 +179,7 @@ pub fn desk(args: &WriteArgs, cluster: &ClusterId, metrics: &Metrics) -> (Writes
     let meters = WriteMeters::default();
     let halves = args.write_source.0.clone().map(|source| {
         metrics.register_moves();
+        metrics.register_room();
         meters.register(metrics);
         let (to, from) = mpsc::channel(WAITING_MAX);
         let setup = Setup { source, backlog_max: args.write_backlog_max, full: Arc::clone(&full) };

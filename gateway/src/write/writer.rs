@@ -202,6 +202,7 @@ impl Writer {
         if let Some(refusal) = backlog(setup, seat).await? {
             self.refuse_older(ROOM_WITHIN, &refusal);
             sleep(LOOK).await;
+            life.process.metrics.backpressure_seconds.inc_by(LOOK.as_secs_f64());
             return Ok(Went::On);
         }
         let batch = Batch::of(waiting).map_err(|error| {

@@ -213,6 +213,9 @@ async fn who_sends_waits_for_a_collector_but_not_for_ever_nor_for_what_nobody_wa
         pipeline.commit(lane, 2).await
     });
     assert_eq!(waits.status, 204);
+    let metrics = writing.gateway.get("/metrics").await.text;
+    let waited = metrics.lines().find_map(|l| l.strip_prefix("nexus_backpressure_seconds_total "));
+    assert!(waited.unwrap().parse::<f64>().unwrap() >= 4.0, "{waited:?} of some 5.5 s");
 
     let desk = SourceDesk::new(pipeline.etcd.clone());
     desk.set_paused(&source(), true).await.unwrap();
