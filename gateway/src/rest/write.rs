@@ -43,6 +43,7 @@ pub(super) struct WriteBody(Vec<u8>);
 /// labels. Stale markers and blanks are absent values; native histograms, exemplars and metadata
 /// are not kept. Needs the scope `write`.
 #[utoipa::path(post, path = "/api/v1/write", operation_id = "remoteWrite", tag = "telemetry",
+    params(("content-encoding" = String, Header, description = "What the body is packed with: `snappy`", example = "snappy", pattern = "^snappy$")),
     request_body(content = WriteBody, content_type = "application/x-protobuf", description = "Packed with snappy (`Content-Encoding: snappy`)"),
     responses((status = 204, description = "Every sample is durable, or was so before"),
         (status = 400, description = "The body cannot be read, then nothing of it is stored; or some samples never can be stored, then all others are durable. The problem says which", content_type = "application/problem+json", body = Problem),

@@ -133,6 +133,9 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
     response
 }
 
+/// Where files and samples are sent to, and nothing else is done.
+const SENT_TO: [&str; 2] = [UPLOAD_PATH, WRITE_PATH];
+
 /// How long a request may take, and how large its body may be.
 fn bounds(path: &str) -> (u64, u64) {
     if path == UPLOAD_PATH {
@@ -161,6 +164,8 @@ fn body_refused(request: &Request, bytes_max: u64) -> Option<ApiError> {
     let headers = request.headers();
     let length = headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse().ok());
     let detail = match *request.method() {
+        // Here nothing can be got, body or not: the router says so.
+        Method::GET | Method::HEAD if SENT_TO.contains(&request.uri().path()) => None,
         Method::GET | Method::HEAD => {
             let chunked = headers.contains_key(header::TRANSFER_ENCODING);
             let none = !chunked && length.is_none_or(|length: u64| length == 0);

@@ -90,6 +90,9 @@ async fn every_error_is_a_problem_that_names_what_is_wrong() {
     }
     let with_body = gateway.send("GET", path, &[], Some("{}")).await;
     is_problem(&with_body, 413, path);
+    for path in ["/api/v1/csv/upload", "/api/v1/write"] {
+        is_problem(&gateway.send("GET", path, &[], Some("{}")).await, 405, path);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
