@@ -38,6 +38,12 @@ pub const MIG_INSTANCE: &str = "GPU_I_ID";
 /// See [`MIG_INSTANCE`].
 pub const MIG_PROFILE: &str = "GPU_I_PROFILE";
 
+/// How metrics of SLURM's nodes begin, and the label that names the node: one exporter tells of
+/// all.
+const SLURM_NODE: &str = "slurm_node_";
+/// See [`SLURM_NODE`].
+const SLURM_NODE_LABEL: &str = "node";
+
 /// What exporters before 2.0 called DCGM's fields.
 const OLD_NAMES: [(&str, &str); 14] = [
     ("dcgm_sm_clock", "DCGM_FI_DEV_SM_CLOCK"),
@@ -302,14 +308,20 @@ pub fn describe(
     let known = metric_by_dcgm(field);
     let name = rules.rename.get(name).map_or(known.map_or(name, |m| m.name), String::as_str);
     let metric = MetricName::new(name).map_err(|_| Refused::Bad)?;
-    let gpu_host = get(labels, &["Hostname", "hostname"]);
     let is_gpu = field.starts_with("DCGM_") || !get(labels, &["UUID", "gpu_uuid"]).is_empty();
-    let host = match gpu_host {
-        own if is_gpu && !own.is_empty() => HostName::new(own).map_err(|_| Refused::Bad)?,
-        _ => host.clone(),
+    let is_node = !is_gpu && field.starts_with(SLURM_NODE);
+    let told_host = match (is_gpu, is_node) {
+        (true, _) => get(labels, &["Hostname", "hostname"]),
+        (_, true) => get(labels, &[SLURM_NODE_LABEL]),
+        _ => "",
+    };
+    let host = match told_host {
+        "" => host.clone(),
+        own => HostName::new(own).map_err(|_| Refused::Bad)?,
     };
     let gpu = if is_gpu { read_gpu(labels, &host)? } else { None };
     let own = labels.iter().filter(|(name, _)| gpu.is_none() || !is_identity(name));
+    let own = own.filter(|(name, _)| !(is_node && *name == SLURM_NODE_LABEL));
     let own = own.map(|(name, value)| (*name, value.as_ref()));
     let target = target.filter(|_| gpu.is_none() && get(labels, &["target"]).is_empty());
     let labels = Labels::new(own.chain(target.map(|target| ("target", target))));

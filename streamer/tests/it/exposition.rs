@@ -16,6 +16,10 @@ use serde_json::{Value, json};
 const NODE: &str = include_str!("expositions/node_exporter.prom");
 const DCGM: &str = include_str!("expositions/dcgm_exporter.prom");
 const DCGM_1: &str = include_str!("expositions/dcgm_exporter_1.prom");
+/// Of ipmi_exporter 1.6.1 with programs of FreeIPMI that answer for a machine that is not there.
+const IPMI: &str = include_str!("expositions/ipmi_exporter.prom");
+/// By the names and labels that a SLURM exporter documents.
+const SLURM: &str = include_str!("expositions/slurm_exporter.prom");
 const REFERENCE: &str = include_str!("expositions/reference.py");
 /// Set where its library must be there, so that nobody believes a comparison that was not made.
 const REQUIRED: &str = "NEXUS_TEST_REFERENCE";
@@ -118,7 +122,7 @@ fn what_exporters_tell_is_read_as_the_reference_does() {
     let etcd = ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap();
     assert!(etcd.contains("_bucket{") && etcd.contains("quantile="), "{etcd}");
     let windows = NODE.replace('\n', "\r\n");
-    let all = [NODE, &windows, DCGM, DCGM_1, &etcd].map(Exposition::text);
+    let all = [NODE, &windows, DCGM, DCGM_1, IPMI, SLURM, &etcd].map(Exposition::text);
     // And nothing of it is lost on the way to samples.
     for exposition in &all {
         let reading =

@@ -60,6 +60,9 @@ fn an_old_one_and_any_other_exporter_do_too() {
     check("DCGM_FI_DEV_X 1", "node-1 - DCGM_FI_DEV_X {target=t} 7 1");
     check("node_disk_io{device=\"sda\"} 1", "node-1 - node_disk_io {device=sda,target=t} 7 1");
     check("node_load1 0.5 1700000000000", "node-1 - node_load1 {target=t} 7 0.5");
+    let node = "slurm_node_cpu_alloc{node=\"dgx-7\",status=\"mixed\"} 16";
+    check(node, "dgx-7 - slurm_node_cpu_alloc {status=mixed,target=t} 7 16");
+    check("slurm_gpus_alloc 61", "node-1 - slurm_gpus_alloc {target=t} 7 61");
 }
 
 #[test]
