@@ -192,9 +192,10 @@ pub(super) struct UploadParams {
 /// Takes a CSV file in and has it read
 ///
 /// The form has the field `file`, and before it perhaps `mapping`, which says what the columns mean
-/// where the header does not: of a log of GPU-Z whose it is. The file is kept where streamers find it and becomes
-/// a source named by its content: sent again it is the same source, and nothing is read twice. Ask
-/// `status_url` how far it is. Needs the scope `write`, and a gateway with `--upload-dir`.
+/// where the header does not: of a log of GPU-Z whose it is. The file is kept where streamers find
+/// it and becomes a source named by its content: sent again it is the same source, and nothing is
+/// read twice. Ask `status_url` how far it is. Needs the scope `write`, and a gateway with
+/// `--upload-dir`.
 #[utoipa::path(post, path = "/api/v1/csv/upload", operation_id = "uploadCsv", tag = "sources",
     params(UploadParams),
     request_body(content = UploadForm, content_type = "multipart/form-data"),
