@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout},
+    time::{Instant, error::Elapsed, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +93,34 @@ impl Drop for Session {
     }
 }
 
+/// Least time from one question to the next while none is answered.
+const NEXT_MIN: Duration = Duration::from_millis(100);
+
+/// The longest, where nothing that was asked can still be answered.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Keep-alives go one way, and come back on the other.
+type Stream = Box<(LeaseKeeper, LeaseKeepAliveStream)>;
+
+/// How a member is asked.
+enum Begin {
+    /// By a stream that stands.
+    With(Stream),
+    /// By a new one, where we are logged in.
+    LoggedIn,
+    /// By a new one.
+    Anew,
+}
+
+/// What it answered.
+enum Beat {
+    Renewed(Stream),
+    /// There is no such lease.
+    Gone,
+    /// Nothing: the stream ended.
+    Ended,
+}
+
 struct Keeper {
     etcd: Etcd,
     ttl: Duration,
@@ -171,41 +200,70 @@ impl Keeper {
 
     /// Returns when the lease is gone, or so close to it that no write could be acknowledged.
     async fn renew(&self, channels: &mut Channels, lease: i64, granted_at: Instant) {
-        // A lease is given up one second early: what is sent later would be refused anyway. A
-        // pause of a quarter and tries of a fifth: when a member falls silent right after an
-        // answer, there is time for three tries, one at each of three members.
+        // A lease is given up one second early: what is sent later would be refused anyway.
         let budget = self.ttl.saturating_sub(Duration::from_secs(1));
         let mut acknowledged = granted_at;
-        let mut stream: Option<(LeaseKeeper, LeaseKeepAliveStream)> = None;
-        while acknowledged.elapsed() < budget {
-            let sent_at = Instant::now();
-            let mut client = channels.client();
-            match timeout(self.ttl / 5, beat(&mut client, lease, &mut stream)).await {
-                Ok(Ok(Some(ttl))) if ttl > 0 => {
-                    acknowledged = sent_at;
-                    if stays(&mut stream, self.ttl / 4).await {
-                        continue;
+        let mut begin = Begin::LoggedIn;
+        loop {
+            let asking = self.ask(channels, lease, begin);
+            let left = budget.saturating_sub(acknowledged.elapsed());
+            let Ok(answer) = timeout(left, asking).await else {
+                tracing::warn!(lease, "the lease could not be renewed in time");
+                return;
+            };
+            let Some((sent_at, mut renewed)) = answer else {
+                tracing::warn!(lease, "etcd says that the lease is gone");
+                return;
+            };
+            acknowledged = sent_at;
+            begin = if stays(&mut renewed, self.ttl / 4).await {
+                Begin::With(renewed)
+            } else {
+                tracing::debug!(lease, "keep-alive stream broke");
+                self.etcd.members().seen.doubt();
+                channels.next();
+                Begin::Anew
+            };
+        }
+    }
+
+    /// Asks one member after the other until one answers: when it was asked, and by which stream;
+    /// none if the lease is gone. A member that knows no leader answers a question only a second
+    /// after it knows one, and may have lost it again by then; so the next is asked soon, and those
+    /// before may still answer.
+    async fn ask(
+        &self,
+        channels: &mut Channels,
+        lease: i64,
+        begin: Begin,
+    ) -> Option<(Instant, Stream)> {
+        let patience = self.ttl / 5;
+        // etcd takes long to check a password.
+        let soon = channels.login.is_none().then_some(self.ttl / 40);
+        let next = soon.map_or(patience, |soon| soon.max(NEXT_MIN));
+        let mut tries = FuturesUnordered::new();
+        tries.push(channels.beat(lease, begin, patience));
+        loop {
+            let pause = if tries.is_empty() { next.min(AGAIN) } else { next };
+            tokio::select! {
+                Some((member, sent_at, answer)) = tries.next() => match answer {
+                    Ok(Ok(Beat::Renewed(stream))) => {
+                        channels.at = member;
+                        return Some((sent_at, stream));
                     }
-                    tracing::debug!(lease, "keep-alive stream broke");
+                    Ok(Ok(Beat::Gone)) => return None,
+                    Ok(Ok(Beat::Ended)) => tracing::debug!(lease, "keep-alive stream ended"),
+                    Ok(Err(e)) => tracing::debug!(lease, error = %e, "keep-alive failed"),
+                    Err(_) => tracing::debug!(lease, "keep-alive not answered in time"),
+                },
+                () = sleep(pause) => {
+                    // Another etcd may be there when the connection stands again.
+                    self.etcd.members().seen.doubt();
+                    channels.next();
+                    tries.push(channels.beat(lease, Begin::Anew, patience));
                 }
-                Ok(Ok(Some(_))) => {
-                    tracing::warn!(lease, "etcd says that the lease is gone");
-                    return;
-                }
-                Ok(Ok(None)) => tracing::debug!(lease, "keep-alive stream ended"),
-                Ok(Err(e)) => tracing::debug!(lease, error = %e, "keep-alive failed"),
-                Err(_) => tracing::debug!(lease, "keep-alive not answered in time"),
-            }
-            stream = None;
-            // Another etcd may be there when the connection stands again.
-            self.etcd.members().seen.doubt();
-            sleep(Duration::from_millis(200)).await;
-            channels.next();
-            if let Err(error) = channels.log_in(self.ttl / 5).await {
-                tracing::debug!(lease, %error, "could not log in");
             }
         }
-        tracing::warn!(lease, "the lease could not be renewed in time");
     }
 }
 
@@ -232,6 +290,27 @@ impl Channels {
         self.at = (self.at + 1) % self.list.len();
     }
 
+    /// Asks one for as long as `patience`: which one, and when.
+    fn beat(
+        &self,
+        lease: i64,
+        begin: Begin,
+        patience: Duration,
+    ) -> impl Future<Output = (usize, Instant, Result<Result<Beat, etcd_client::Error>, Elapsed>)> + use<>
+    {
+        let (member, client) = (self.at, self.client());
+        let (stream, login) = match begin {
+            Begin::LoggedIn => (None, None),
+            Begin::Anew => (None, self.login.clone()),
+            Begin::With(stream) => (Some(stream), None),
+        };
+        async move {
+            let sent_at = Instant::now();
+            let answer = timeout(patience, beat(client, login, lease, stream)).await;
+            (member, sent_at, answer)
+        }
+    }
+
     async fn log_in(&self, after: Duration) -> Result<(), Error> {
         let Some(login) = &self.login else { return Ok(()) };
         let mut client = self.client();
@@ -240,31 +319,38 @@ impl Channels {
 }
 
 /// Whether the stream outlives a pause, in which nothing is to be heard.
-async fn stays(stream: &mut Option<(LeaseKeeper, LeaseKeepAliveStream)>, pause: Duration) -> bool {
-    let Some((_, answers)) = stream else { return false };
-    match timeout(pause, answers.message()).await {
+async fn stays(stream: &mut Stream, pause: Duration) -> bool {
+    match timeout(pause, stream.1.message()).await {
         Err(_) | Ok(Ok(Some(_))) => true,
         Ok(Ok(None) | Err(_)) => false,
     }
 }
 
-/// One keep-alive; the TTL etcd answers, or none when the stream ended.
+/// One keep-alive.
 async fn beat(
-    client: &mut Client,
+    mut client: Client,
+    login: Option<Login>,
     lease: i64,
-    stream: &mut Option<(LeaseKeeper, LeaseKeepAliveStream)>,
-) -> Result<Option<i64>, etcd_client::Error> {
-    if stream.is_none() {
-        *stream = match client.lease_keep_alive(lease).await {
-            Ok(opened) => Some(opened),
+    stream: Option<Stream>,
+) -> Result<Beat, etcd_client::Error> {
+    if login.is_some() {
+        client.update_user(login).await?;
+    }
+    let mut stream = match stream {
+        Some(stream) => stream,
+        None => match client.lease_keep_alive(lease).await {
+            Ok(opened) => Box::new(opened),
             // How the client puts a first answer with no time left in it.
             Err(etcd_client::Error::LeaseKeepAliveError(e)) if e == "lease not found" => {
-                return Ok(Some(0));
+                return Ok(Beat::Gone);
             }
             Err(e) => return Err(e),
-        };
-    }
-    let Some((keeper, answers)) = stream else { return Ok(None) };
-    keeper.keep_alive().await?;
-    Ok(answers.message().await?.map(|answer| answer.ttl()))
+        },
+    };
+    stream.0.keep_alive().await?;
+    Ok(match stream.1.message().await? {
+        Some(answer) if answer.ttl() > 0 => Beat::Renewed(stream),
+        Some(_) => Beat::Gone,
+        None => Beat::Ended,
+    })
 }
