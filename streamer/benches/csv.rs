@@ -2,10 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // a benchmark that fails may say so by panicking
 
-use std::{hint::black_box, sync::LazyLock};
+use std::{
+    fs::File,
+    hint::black_box,
+    io::{BufWriter, Write},
+    path::Path,
+    sync::LazyLock,
+};
 
 use clap::Parser;
 use divan::{Bencher, counter::BytesCount, counter::ItemsCount};
+use nexus_common::keyspace::Mapping;
 use nexus_streamer::{
     generate::{GenerateArgs, generate},
     source::{
@@ -32,6 +39,38 @@ struct Inputs {
     _dir: TempDir,
     long: CsvFile,
     wide: CsvFile,
+    gpu_z: CsvFile,
+}
+
+/// A log of GPU-Z with ten sensors, a row a second.
+fn gpu_z(path: &Path) -> CsvFile {
+    let sensors = [
+        "GPU Clock [MHz]",
+        "Memory Clock [MHz]",
+        "GPU Temperature [°C]",
+        "Hot Spot [°C]",
+        "Fan Speed (RPM) [RPM]",
+        "Memory Used [MB]",
+        "GPU Load [%]",
+        "Memory Controller Load [%]",
+        "Board Power Draw [W]",
+        "CPU Temperature [°C]",
+    ];
+    let mut log = BufWriter::new(File::create(path).unwrap());
+    writeln!(log, "        Date        , {} ,\r", sensors.join(" , ")).unwrap();
+    for n in 0..ROWS {
+        let (day, hour, minute, second) = (1 + n / 86_400, n / 3600 % 24, n / 60 % 60, n % 60);
+        write!(log, "2024-01-{day:02} {hour:02}:{minute:02}:{second:02} ,").unwrap();
+        for sensor in 0..sensors.len() as u64 {
+            let tenths = (n * (sensor + 3)) % 4000;
+            write!(log, " {:>14}.{} ,", tenths / 10, tenths % 10).unwrap();
+        }
+        writeln!(log, "\r").unwrap();
+    }
+    log.into_inner().unwrap();
+    let is = |text: &str| Some(text.to_owned());
+    let mapping = Mapping { host_is: is("pc-7"), gpu_is: is("0"), ..Mapping::default() };
+    CsvFile::open_as(path, Some(Box::new(mapping))).unwrap()
 }
 
 static INPUTS: LazyLock<Inputs> = LazyLock::new(|| {
@@ -46,6 +85,7 @@ static INPUTS: LazyLock<Inputs> = LazyLock::new(|| {
         // 2,000 series, about as many as the export users have.
         long: file("long.csv", "--hosts 25 --gpus-per-host 8 --seconds 100"),
         wide: file("wide.csv", "--hosts 25 --gpus-per-host 8 --seconds 1000 --layout wide"),
+        gpu_z: gpu_z(&dir.path().join("gpu-z.txt")),
         _dir: dir,
     }
 });
@@ -85,6 +125,11 @@ fn long(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn wide(bencher: Bencher<'_, '_>) {
     read(bencher, &INPUTS.wide);
+}
+
+#[divan::bench]
+fn log_of_gpu_z(bencher: Bencher<'_, '_>) {
+    read(bencher, &INPUTS.gpu_z);
 }
 
 /// The csv crate alone, for comparison: what a reader on top of it can reach at most.
