@@ -19,11 +19,6 @@ macro_rules! left_out {
     };
 }
 
-/// Of every program that is made of this: the many short-lived pieces of what is decoded and
-/// planned go and come on several threads, which glibc's gives back neither soon nor cheaply.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 pub mod assign;
 pub mod audit;
 pub mod block;

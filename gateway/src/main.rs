@@ -4,6 +4,12 @@ use clap::CommandFactory;
 use nexus_common::runtime::parse_args;
 use nexus_gateway::server::{Cli, Command, TokenCommand, new_token, run};
 
+/// What is decoded and planned is many short-lived pieces that go and come on several threads:
+/// glibc's allocator gives them back neither soon nor cheaply. Streamers keep glibc's: they ask
+/// exporters on many threads, each of which would hold on to what it had.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     let cli: Cli = parse_args(std::env::args_os());
     let args = match cli.command {
