@@ -92,6 +92,8 @@ async fn a_file_that_is_sent_twice_is_one_source_unless_that_is_wanted() {
         (json!(id), Value::Null)
     );
     assert_eq!(files(folder.path()), [format!("{id}.csv")], "what went missing is back");
+    let empty = send(&gateway, "", &(part("mapping", None, "{}") + &form(CSV))).await;
+    assert_eq!((empty.status, empty.json()["file_id"].clone()), (200, json!(id)));
     assert_eq!(count(&gateway).await, 1);
 
     let forced = send(&gateway, "?force=true", &form(CSV)).await;

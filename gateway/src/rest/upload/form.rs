@@ -64,6 +64,8 @@ pub(super) async fn receive(form: &mut Multipart, place: Place) -> Result<Receiv
         let name = more.name().unwrap_or_default();
         return Err(wrong_field(name, "it comes behind the file: send one file a request"));
     }
+    // One that says nothing is none: the same file is the same source.
+    let mapping = mapping.filter(|mapping| *mapping != Mapping::default());
     Ok(Received { taken, filename, mapping })
 }
 
