@@ -53,13 +53,25 @@ need() {
 # --- processes -------------------------------------------------------------------------------
 
 # command_of PID: its command line with a space behind every word; nothing when it is gone
-# (a zombie has none either, and counts as gone).
+# (a zombie has none either, and counts as gone). One that is just being replaced by exec has none
+# for a moment: up to seconds, while its program is read from a busy disk.
 command_of() {
-    if [[ -d /proc/self ]]; then
-        { tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null || true
-    else
+    if [[ ! -d /proc/self ]]; then
         ps -ww -o args= -p "$1" 2>/dev/null | sed 's/$/ /' || true
+        return
     fi
+    local words name state rest tries
+    for ((tries = 0; tries < 500; tries++)); do
+        words=$({ tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null) || return 0
+        if [[ -n $words ]]; then
+            printf '%s' "$words"
+            return
+        fi
+        state=
+        { while read -r name state rest && [[ $name != State: ]]; do :; done <"/proc/$1/status"; } 2>/dev/null || return 0
+        case $state in '' | Z | X) return ;; esac
+        sleep 0.02
+    done
 }
 
 # pid_in FILE: the number in a pid file; nothing when there is no file or no number in it.
