@@ -111,11 +111,20 @@ impl Producer {
         self.progress.next.saturating_sub(self.cursor)
     }
 
-    /// Looks how far the lane was committed, for [`Producer::backlog`].
+    /// Whether fewer than `max` messages wait. It looks before it says no: what was taken since the
+    /// last look is not known yet.
     ///
     /// # Errors
     /// When etcd does not answer.
-    pub async fn look_at_cursor(&mut self) -> Result<(), Error> {
+    pub async fn has_room(&mut self, max: u64) -> Result<bool, Error> {
+        if self.backlog() >= max {
+            self.look_at_cursor().await?;
+        }
+        Ok(self.backlog() < max)
+    }
+
+    /// Looks how far the lane was committed.
+    async fn look_at_cursor(&mut self) -> Result<(), Error> {
         if let Some(entry) = self.etcd.get(&self.cursor_key()).await? {
             self.cursor = from_json::<Cursor>(&entry.key, &entry.value)?.next;
         }

@@ -294,11 +294,7 @@ impl Shards {
         let max = self.args.backlog_max;
         loop {
             let full = self.full.load(Relaxed);
-            if producer.backlog() >= max {
-                // What was taken since it was last looked at is not known yet.
-                producer.look_at_cursor().await?;
-            }
-            if !full && producer.backlog() < max {
+            if producer.has_room(max).await? && !full {
                 return Ok(());
             }
             self.tell_waiting(producer, full);

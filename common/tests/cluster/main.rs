@@ -116,9 +116,9 @@ impl Flow {
 async fn fill(life: Life, claim: Claim, lane: Lane, stop: CancellationToken) {
     let mut producer = open_producer(&life, &claim, &lane).await;
     while !stop.is_cancelled() {
-        if producer.backlog() > 50 {
+        // What cannot be looked at now is as good as no room.
+        if !producer.has_room(50).await.unwrap_or(false) {
             sleep(Duration::from_millis(5)).await;
-            let _ = producer.look_at_cursor().await; // an old one only waits longer
             continue;
         }
         let start = i64::try_from(producer.progress().samples).unwrap();

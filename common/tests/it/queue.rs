@@ -55,8 +55,11 @@ async fn what_is_enqueued_is_received_once_in_order_and_the_backlog_tells_how_mu
     let intake = Intake { messages, dead: Vec::new() };
     assert!(matches!(take(etcd, &mut consumer, &intake).await, Outcome::Committed { .. }));
     assert_eq!((consumer.next(&lane), consumer.samples(&lane)), (2, 30));
-    producer.look_at_cursor().await.unwrap();
+    // What the producer does not know yet it looks for before it says that there is no room.
+    assert_eq!(producer.backlog(), 3);
+    assert!(producer.has_room(3).await.unwrap());
     assert_eq!(producer.backlog(), 1);
+    assert!(!producer.has_room(1).await.unwrap());
 
     let claim = consumer.claim().clone();
     let mut again = Consumer::open(&life, claim, consumer.partition()).await.unwrap();

@@ -15,7 +15,7 @@ use std::{
 
 use nexus_common::{
     block::Section,
-    etcd::{Error, Etcd},
+    etcd::Etcd,
     keyspace::{LastError, Progress, Receipt},
     limits::{ENQUEUE_MESSAGES_MAX, TXN_OPS_MAX},
     model::{ClusterId, SourceId, Timestamp},
@@ -199,8 +199,9 @@ impl Writer {
             self.refuse(&Refusal::Full);
             return Ok(Went::On);
         }
-        if let Some(refusal) = backlog(setup, seat).await? {
-            self.refuse_older(ROOM_WITHIN, &refusal);
+        if !seat.producer.has_room(setup.backlog_max).await? {
+            let (waiting, max) = (seat.producer.backlog(), setup.backlog_max);
+            self.refuse_older(ROOM_WITHIN, &Refusal::Backlog { waiting, max });
             sleep(LOOK).await;
             life.process.metrics.backpressure_seconds.inc_by(LOOK.as_secs_f64());
             return Ok(Went::On);
@@ -287,16 +288,6 @@ async fn ready<'a>(
     }
     life.process.metrics.figures.claims.store(1, Relaxed);
     seat.as_mut().ok_or_else(|| Refusal::Internal.into())
-}
-
-/// Why there is no room for more in the queue, if there is none.
-async fn backlog(setup: &Setup, seat: &mut Seat) -> Result<Option<Refusal>, Error> {
-    let max = setup.backlog_max;
-    if seat.producer.backlog() >= max {
-        seat.producer.look_at_cursor().await?;
-    }
-    let waiting = seat.producer.backlog();
-    Ok((waiting >= max).then_some(Refusal::Backlog { waiting, max }))
 }
 
 /// What goes into one transaction.
