@@ -14,6 +14,7 @@ use nexus_common::{
     runtime::{
         self, Chore, CommonArgs, Connections, ConnectionsMax, Life, Process, ServeOptions, version,
     },
+    sources::SourceDesk,
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 
@@ -249,6 +250,7 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
         stop: process.stop.clone(),
     });
     descriptors::raise_for(args.connections_max);
+    let (sent, sources) = (app.clone(), SourceDesk::new(view.etcd().clone()));
     let stop = process.stop.clone();
     let options = ServeOptions { tls: tls.as_ref().map(Tls::of_now), connections };
     let router = web::router(app);
@@ -263,7 +265,13 @@ pub async fn start(process: &Process, args: &GatewayArgs) -> anyhow::Result<Serv
                 tls.follow(stop.clone()).await;
             }
         };
-        tokio::join!(auth.follow(stop.clone()), certificates);
+        let cleared = async {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sent.uploads.clear_away(&sources) => {}
+            }
+        };
+        tokio::join!(auth.follow(stop.clone()), certificates, cleared);
     });
     let writes = Arc::new(desk);
     Ok(Serving { address, view, writes, served, followed, files_followed })

@@ -1,6 +1,9 @@
 //! Source to queue: registers what the flags name, claims shards, streams them.
 
-use std::sync::{Arc, Mutex, atomic::AtomicBool};
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
 
 use nexus_common::{
     model::{Role, SourceId},
@@ -9,7 +12,11 @@ use nexus_common::{
     },
     sources::{SourceDesk, Wanted},
 };
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{Instant, interval_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,6 +27,11 @@ use crate::{
     source::{fetched::Fetched, scrape::discover::Discovered},
     sources::Sources,
 };
+
+/// When it is first looked for files that nobody reads any more: sources are known by then.
+const CLEAR_FIRST: Duration = Duration::from_secs(3);
+/// How often from then on: files lie there for an hour at least.
+const CLEAR_EVERY: Duration = Duration::from_secs(600);
 
 /// Runs a streamer until it is told to stop.
 ///
@@ -121,6 +133,19 @@ async fn stream(
         } => {}
         () = watch_fill(&life, args.etcd_quota_bytes, &full) => {}
         () = cut_declared(&life, &sources, &fetched) => {}
+        () = clear_away(&sources, &fetched) => {}
     }
     Ok(())
+}
+
+/// Removes what was kept of files that nobody reads any more, for as long as it is polled.
+async fn clear_away(sources: &Sources, fetched: &Arc<Fetched>) {
+    let mut look = interval_at(Instant::now() + CLEAR_FIRST, CLEAR_EVERY);
+    loop {
+        look.tick().await;
+        let (read, unread) = sources.read_and_unread();
+        let fetched = Arc::clone(fetched);
+        let clearing = spawn_blocking(move || fetched.clear_away(&read, &unread));
+        let _ = clearing.await; // one that panicked is tried again
+    }
 }

@@ -19,6 +19,8 @@ use tokio::{
 
 /// How long a source that cannot be read here is left to others.
 const SHUN_FOR: Duration = Duration::from_secs(30);
+/// Withdrawn files that are remembered: people withdraw few between two looks at what was kept.
+const WITHDRAWN_MAX: usize = 1000;
 
 /// What is known of sources and shards.
 pub(crate) struct Sources {
@@ -36,6 +38,8 @@ struct Known {
     /// Sources that have all their shards, so that nobody counts these again.
     whole: BTreeSet<SourceId>,
     shunned: HashMap<SourceId, Instant>,
+    /// What sources read that were withdrawn while we looked.
+    withdrawn: Vec<SourceKind>,
     /// Where we are.
     host: Option<HostName>,
     /// Everything but what only a streamer on this host may work on is left to others.
@@ -95,6 +99,12 @@ impl Sources {
         self.known.lock().ok().and_then(|known| known.sources.get(source).cloned())
     }
 
+    /// What sources read: first of those that were read to the end or withdrawn while we looked,
+    /// then of all others.
+    pub(crate) fn read_and_unread(&self) -> (Vec<SourceKind>, Vec<SourceKind>) {
+        self.known.lock().map(|known| known.read_and_unread()).unwrap_or_default()
+    }
+
     /// Leaves a source to others for a while: it cannot be read here.
     pub(crate) fn shun(&self, source: &SourceId) {
         if let Ok(mut known) = self.known.lock() {
@@ -107,11 +117,16 @@ impl Sources {
         let Ok(mut known) = self.known.lock() else { return };
         match event {
             Event::Snapshot { entries, .. } => {
-                known.sources.clear();
+                let before = std::mem::take(&mut known.sources);
                 known.unfinished.clear();
                 known.finished.clear();
                 known.whole.clear();
                 entries.iter().for_each(|entry| known.put(keyspace, entry));
+                for (id, source) in before {
+                    if !known.sources.contains_key(&id) {
+                        known.note_withdrawn(source.kind);
+                    }
+                }
             }
             Event::Changes { changes, .. } => {
                 for change in changes {
@@ -212,10 +227,30 @@ impl Known {
         }
     }
 
+    fn read_and_unread(&self) -> (Vec<SourceKind>, Vec<SourceKind>) {
+        let unfinished: BTreeSet<_> = self.unfinished.iter().map(|lane| &lane.source).collect();
+        let kinds = self.sources.iter().map(|(id, source)| {
+            let done = self.whole.contains(id) && !unfinished.contains(id);
+            (done, source.kind.clone())
+        });
+        let (done, others): (Vec<_>, Vec<_>) = kinds.partition(|(done, _)| *done);
+        let done = done.into_iter().map(|(_, kind)| kind);
+        let read = self.withdrawn.iter().cloned().chain(done).collect();
+        (read, others.into_iter().map(|(_, kind)| kind).collect())
+    }
+
+    fn note_withdrawn(&mut self, kind: SourceKind) {
+        if matches!(kind, SourceKind::Csv { .. }) && self.withdrawn.len() < WITHDRAWN_MAX {
+            self.withdrawn.push(kind);
+        }
+    }
+
     fn delete(&mut self, keyspace: &Keyspace, key: &[u8]) {
         match keyspace.parse(key) {
             Ok(Key::Source(id)) => {
-                self.sources.remove(&id);
+                if let Some(source) = self.sources.remove(&id) {
+                    self.note_withdrawn(source.kind);
+                }
                 self.whole.remove(&id);
             }
             Ok(Key::Shard(lane)) => {
@@ -225,5 +260,57 @@ impl Known {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_common::{
+        keyspace::{FileRange, to_json},
+        model::{ShardId, Timestamp},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_when_all_its_shards_are_or_when_it_was_withdrawn() {
+        let keyspace = Keyspace::default();
+        let kind = |name: &str| {
+            let (path, fingerprint) = (format!("/{name}.csv"), String::new());
+            SourceKind::Csv { path, bytes: 1, fingerprint, replay: None, mapping: None }
+        };
+        let entry = |key: &Key, value: Vec<u8>| Entry {
+            key: keyspace.key(key).into(),
+            value: value.into(),
+            create_revision: 1,
+            mod_revision: 1,
+            lease: 0,
+        };
+        let source_key = |name: &str| Key::Source(name.parse().unwrap());
+        let mut known = Known::default();
+        let check = |known: &mut Known, read: &[&str], unread: &[&str]| {
+            known.uncut(); // as every change does
+            let expected = [read, unread].map(|names| names.iter().map(|n| kind(n)).collect());
+            assert_eq!(known.read_and_unread(), expected.into());
+        };
+        for name in ["a", "b"] {
+            let created_at = Timestamp::EPOCH;
+            let source = Source { kind: kind(name), shards: 2, created_at, paused: false };
+            known.put(&keyspace, &entry(&source_key(name), to_json(&source)));
+        }
+        let put = |known: &mut Known, name: &str, shard: u32, done: bool| {
+            let untouched = Progress::untouched(FileRange { start: 0, end: 1 }, Timestamp::EPOCH);
+            let lane = Lane { source: name.parse().unwrap(), shard: ShardId(shard) };
+            let progress = to_json(&Progress { done, ..untouched });
+            known.put(&keyspace, &entry(&Key::Shard(lane), progress));
+        };
+        put(&mut known, "a", 0, true);
+        check(&mut known, &[], &["a", "b"]); // it is only half cut
+        put(&mut known, "a", 1, false);
+        check(&mut known, &[], &["a", "b"]);
+        put(&mut known, "a", 1, true);
+        check(&mut known, &["a"], &["b"]);
+        known.delete(&keyspace, keyspace.key(&source_key("b")).as_bytes());
+        check(&mut known, &["b", "a"], &[]);
     }
 }

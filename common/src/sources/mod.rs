@@ -210,6 +210,22 @@ impl SourceDesk {
         Ok(owners)
     }
 
+    /// Whether a source was begun to be read, and withdrawn since.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or what stands there cannot be read.
+    pub async fn was_withdrawn(&self, id: &SourceId) -> Result<bool, SourceError> {
+        // In this order: shards come after their source.
+        if self.etcd.get(&self.used(id)).await?.is_none() {
+            return Ok(false);
+        }
+        match self.read(id).await {
+            Ok(_) => Ok(false),
+            Err(SourceError::Unknown(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A withdrawn source leaves its progress, which speaks of what it read.
     fn used(&self, id: &SourceId) -> String {
         let first = Lane { source: id.clone(), shard: ShardId(0) };

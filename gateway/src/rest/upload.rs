@@ -6,6 +6,7 @@
 
 mod form;
 mod intake;
+mod spent;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,7 +28,11 @@ use nexus_common::{
     sources::{SourceDesk, SourceError, SourceState, Wanted, Written, document::CsvMapping},
 };
 use serde::Serialize;
-use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{interval, timeout},
+};
 use utoipa::{IntoParams, ToSchema};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -54,8 +59,11 @@ const FORM_BYTES_MAX: u64 = 2 * MAPPING_BYTES_MAX as u64;
 const HEAR_OUT: Duration = Duration::from_secs(2);
 /// Uploads at once: they share one disk.
 const UPLOADS_MAX: usize = 4;
-/// Age from which a half-written file has no gateway any more: many times what an upload may take.
+/// Age from which a half-written file has no gateway any more, and one that was read no sender who
+/// is about to ask for it again: many times what an upload may take.
 const LEFT_AFTER: Duration = Duration::from_secs(6 * UPLOAD_SECONDS_MAX);
+/// How often it is looked for files that nobody reads any more.
+const CLEAR_EVERY: Duration = Duration::from_secs(600);
 /// Hex digits of the hash that a source is named by: nobody finds two files that share 128 bits.
 const NAME_DIGITS: usize = 32;
 
@@ -90,7 +98,7 @@ impl Uploads {
         };
         let wrong = || format!("--upload-dir {}", given.display());
         let folder = std::path::absolute(given).with_context(wrong)?;
-        let swept = intake::sweep(&folder, LEFT_AFTER).with_context(wrong)?;
+        let swept = spent::sweep(&folder, LEFT_AFTER).with_context(wrong)?;
         for path in swept {
             tracing::warn!(path = %path.display(), "a file that was left half sent is removed");
         }
@@ -98,6 +106,21 @@ impl Uploads {
         let text = folder.to_str().filter(|text| !text.chars().any(char::is_control));
         text.with_context(wrong).context("the path of uploads must be UTF-8")?;
         Ok(Self { folder: Some(folder), bytes_max, turns })
+    }
+
+    /// Removes files that nobody reads any more, now and then, for as long as it is polled.
+    pub(crate) async fn clear_away(&self, desk: &SourceDesk) {
+        let Some(folder) = &self.folder else { return };
+        let mut look = interval(CLEAR_EVERY);
+        loop {
+            look.tick().await;
+            match spent::clear_away(folder.clone(), LEFT_AFTER, desk).await {
+                Ok(removed) => removed.iter().for_each(|path| {
+                    tracing::info!(path = %path.display(), "removed: nobody reads it any more");
+                }),
+                Err(error) => tracing::warn!(%error, "could not look which files were read"),
+            }
+        }
     }
 
     /// Whether a request may bring a file at all, and to which directory.
@@ -282,7 +305,7 @@ async fn register(
     let [read_as, again] = [read_as, again].map(Option::unwrap_or_default);
     let id = format!("upload-{digits}{read_as}{again}").parse::<SourceId>();
     let id = id.map_err(|_| ApiError::internal())?;
-    let path = folder.join(format!("{id}.csv"));
+    let path = folder.join(format!("{id}{}", spent::SUFFIX));
     let desk = SourceDesk::new(app.view.etcd().clone());
     let known = match desk.get(&id).await {
         Ok(written) => Some(written),

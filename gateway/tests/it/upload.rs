@@ -1,10 +1,14 @@
 //! Files that are sent: taken in, refused, sent again, broken off.
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs::File,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use nexus_common::{
-    keyspace::{FileRange, Key, Progress, SourceKind, to_json},
-    model::{Lane, Role, ShardId, Timestamp},
+    keyspace::{FileRange, Key, Progress, Source, SourceKind, to_json},
+    model::{Lane, Role, ShardId, SourceId, Timestamp},
     sources::SourceDesk,
     testing::{TestEtcd, eventually},
 };
@@ -114,6 +118,54 @@ async fn a_file_that_is_sent_twice_is_one_source_unless_that_is_wanted() {
     assert_eq!((refused.status, refused.json()["code"].clone()), (409, json!("taken")));
     assert!(refused.text.contains("force=true"), "{}", refused.text);
     assert_eq!(files(folder.path()).len(), 1, "what nobody reads is not kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_or_withdrawn_goes_once_it_is_old() {
+    let (server, folder, gateway) = started(1 << 20).await;
+    let etcd = gateway.process.etcd.clone();
+    let desk = SourceDesk::new(etcd.clone());
+    let mut sent = Vec::new();
+    for row in 0..5 {
+        let body = form(&format!("{CSV}2025-07-18T20:42:34Z,h,GPU-2,{row}\n"));
+        let reply = send(&gateway, "", &body).await.json();
+        sent.push(reply["file_id"].as_str().unwrap().parse::<SourceId>().unwrap());
+    }
+    let [read, unread, withdrawn, undecided, young] = sent.try_into().unwrap();
+    let path = |id: &SourceId| folder.path().join(format!("{id}.csv"));
+    // As streamers leave them that read one to its end and have begun two.
+    for (id, done) in [(&read, true), (&unread, false), (&withdrawn, false), (&young, true)] {
+        let source = desk.get(id).await.unwrap().source;
+        let (file, fingerprint) = (path(id).display().to_string(), "1".to_owned());
+        let kind =
+            SourceKind::Csv { path: file, bytes: 1, fingerprint, replay: None, mapping: None };
+        let source = Source { kind, shards: 1, ..source };
+        let untouched = Progress::untouched(FileRange { start: 0, end: 1 }, Timestamp::now());
+        let lane = Lane { source: id.clone(), shard: ShardId(0) };
+        let key = |key| etcd.keyspace().key(&key);
+        let entries = [
+            (key(Key::Source(id.clone())), to_json(&source)),
+            (key(Key::Shard(lane)), to_json(&Progress { done, ..untouched })),
+        ];
+        etcd.describe(&entries).await.unwrap();
+    }
+    desk.withdraw(&withdrawn).await.unwrap();
+    std::fs::write(folder.path().join("mine.csv"), "").unwrap();
+    let mut left = files(folder.path());
+    assert_eq!(left.len(), 6);
+    for name in left.iter().filter(|name| !name.contains(young.as_str())) {
+        let file = File::options().write(true).open(folder.path().join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
+    }
+    let path_of_uploads = folder.path().to_owned();
+    let process = server.process(Role::Gateway, "gateway-2", 10).await;
+    let other = Gateway::with(process, |args| args.uploads.upload_dir = Some(path_of_uploads));
+    let _other = other.await.loaded().await;
+    left.retain(|name| !name.contains(read.as_str()) && !name.contains(withdrawn.as_str()));
+    assert!(left.iter().any(|name| name.contains(undecided.as_str())));
+    let gone = async || files(folder.path()) == left;
+    eventually("what nobody reads is gone", Duration::from_secs(20), gone).await;
+    assert!(path(&unread).exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,10 +2,11 @@
 //! be read again, then read as any file.
 //!
 //! A copy is named by its URL and its content. So whoever reads a registered source finds the very
-//! bytes that were registered, or fetches them; other bytes are refused.
+//! bytes that were registered, or fetches them; other bytes are refused. What nobody reads any more
+//! is removed, and so is what was kept of standard input.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -13,12 +14,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nexus_common::keyspace::Mapping;
+use nexus_common::keyspace::{Mapping, SourceKind};
 use tokio_util::sync::CancellationToken;
 use ureq::{Agent, Body, http::Response};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{CsvFile, FileError, FileIdentity, file::identity, scrape::fetch};
+use super::{CsvFile, FileError, FileIdentity, file::identity, named, scrape::fetch};
 use crate::register::fingerprint;
 
 /// How long a server may be silent: longer than a disk that was asleep takes.
@@ -34,8 +35,9 @@ const REDIRECTS_MAX: u32 = 5;
 const PIECE_BYTES: usize = 256 * 1024;
 /// Least time between two log lines about one file.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-/// A part that nobody wrote to for so long is of a process that died.
-const PART_AGE: Duration = Duration::from_secs(3600);
+/// A part that nobody wrote to for so long is of a process that died; a copy of that age is of no
+/// source that is only about to be registered.
+const AGE_MIN: Duration = Duration::from_secs(3600);
 
 /// Why a file on a web server is not here.
 #[derive(Debug, thiserror::Error)]
@@ -201,7 +203,6 @@ impl Fetched {
             folder: self.folder.clone(),
             source,
         };
-        self.sweep();
         let of = xxh3_64(url.as_bytes());
         let part = self.folder.join(format!(".fetched-{of:016x}-{}.part", std::process::id()));
         let mut file = File::options()
@@ -225,19 +226,45 @@ impl Fetched {
         kept
     }
 
-    /// Removes what processes left half fetched that died.
+    /// Removes what was kept of files that are `read`, unless it is of one that is `unread`, too.
+    /// Only what is known to be read: the folder may be shared with somebody else's streamers.
+    /// Blocking.
+    pub(crate) fn clear_away(&self, read: &[SourceKind], unread: &[SourceKind]) {
+        self.sweep();
+        let needed: BTreeSet<_> = unread.iter().filter_map(|kind| self.kept(kind)).collect();
+        let spent: BTreeSet<_> = read.iter().filter_map(|kind| self.kept(kind)).collect();
+        for path in spent.difference(&needed).filter(|path| is_old(path)) {
+            match std::fs::remove_file(path) {
+                Ok(()) => {
+                    tracing::info!(path = %path.display(), "removed: nobody reads it any more")
+                }
+                Err(error) => tracing::warn!(path = %path.display(), %error, "cannot be removed"),
+            }
+        }
+    }
+
+    /// Removes what processes left half fetched, or half read from standard input, that died.
     fn sweep(&self) {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let written = entry.metadata().and_then(|is| is.modified()).ok();
-            let age = written.and_then(|at| SystemTime::now().duration_since(at).ok());
-            let is_part = name.starts_with(".fetched-") && name.ends_with(".part");
-            if is_part && age.is_some_and(|age| age > PART_AGE) {
+            let is_ours = name.starts_with(".fetched-") || name.starts_with(".stdin-");
+            if is_ours && name.ends_with(".part") && is_old(&entry.path()) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
+    }
+
+    /// The file that was made here for a source to be read from, if it is of that kind.
+    fn kept(&self, kind: &SourceKind) -> Option<PathBuf> {
+        let SourceKind::Csv { path, bytes, fingerprint, .. } = kind else { return None };
+        if is_url(path) {
+            return Some(self.copy(path, *bytes, fingerprint));
+        }
+        let path = PathBuf::from(path);
+        let is_spooled = path.parent() == Some(&self.folder) && named::is_spooled(&path);
+        is_spooled.then_some(path)
     }
 
     fn agent(&self, url: &str) -> Result<Agent, FetchFileError> {
@@ -344,6 +371,13 @@ impl Fetched {
         }
         Ok(())
     }
+}
+
+/// Whether nobody wrote to it for long; not if it is not there.
+fn is_old(path: &Path) -> bool {
+    let written = std::fs::metadata(path).and_then(|is| is.modified()).ok();
+    let age = written.and_then(|at| SystemTime::now().duration_since(at).ok());
+    age.is_some_and(|age| age > AGE_MIN)
 }
 
 /// Asks for all of it, or for what is behind byte `at` if it still is the `same`.

@@ -136,6 +136,12 @@ pub(crate) fn spool(mut from: impl Read, folder: &Path) -> Result<PathBuf, NameE
     })
 }
 
+/// Whether a file has a name that [`spool`] gives.
+pub(crate) fn is_spooled(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("stdin-") && name.ends_with(".csv")
+}
+
 fn keep(from: &mut impl Read, path: &Path) -> io::Result<u64> {
     let mut file = File::create(path)?;
     let mut hash = Xxh3::new();

@@ -2,11 +2,17 @@
 //! registered by whoever fetches the same bytes.
 
 use std::{
+    fs::File,
     io::Write,
+    process::Stdio,
     sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
 };
 
-use nexus_common::{audit::AuditReport, testing::TestEtcd};
+use nexus_common::{
+    audit::AuditReport,
+    testing::{TestEtcd, eventually},
+};
 
 use crate::{
     faulty::Faulty,
@@ -142,6 +148,56 @@ async fn other_bytes_are_refused_by_name_and_a_copy_is_read_on() {
     let report = case.audited_until("all is read", done).await;
     assert_eq!((report.rows.offered, report.rows.accepted), (ROWS, ROWS));
     first.terminate().await;
+}
+
+#[tokio::test]
+async fn what_was_kept_goes_once_it_was_read_and_is_old() {
+    let etcd = TestEtcd::start();
+    let case = Case::new(&etcd, "/cleared").await;
+    let spool = case.path("spool").display().to_string();
+    let [read, unread] = [0, 1000].map(|from| Web::start(rows(from).into_bytes()));
+    let streamer = start(&case, "spool", &["--csv-file", &read.url]);
+    case.audited_until("all is read", done).await;
+    streamer.terminate().await;
+    let input = File::open(case.write("in.csv", rows(2000))).unwrap();
+    let flags = ["--csv-file", "-", "--spool-dir", &spool, "--batch-size", "100"];
+    let streamer = case.start_with(&flags, Stdio::from(input));
+    case.audited_until("both are read", |r| r.lanes == 2 && done(r)).await;
+    streamer.terminate().await;
+    let streamer = start(&case, "spool", &["--csv-file", &unread.url, "--backlog-max", "2"]);
+    case.audited_until("the third is begun", |r| r.rows.accepted >= 2 * ROWS + 200).await;
+    streamer.terminate().await;
+    // Of somebody else's sources, and half fetched.
+    case.write("spool/fetched-0000000000000007-7-7.csv", "");
+    case.write("spool/.fetched-0000000000000007-7.part", "");
+    let names = files(&case, "spool");
+    let spooled = names.iter().find(|name| name.starts_with("stdin-")).unwrap();
+    assert_eq!(names.len(), 5, "{names:?}");
+    let age = |name: &String| {
+        let file = File::options().write(true).open(case.path("spool").join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
+    };
+    names.iter().filter(|name| *name != spooled).for_each(age);
+    let left = async |expected: &[&str]| {
+        let streamer = start(&case, "spool", &["--backlog-max", "2"]);
+        let gone = async || {
+            let left = files(&case, "spool");
+            let is = |part: &&str| left.iter().any(|name| name.contains(*part));
+            left.len() == expected.len() && expected.iter().all(is)
+        };
+        eventually("what was read is gone", Duration::from_secs(20), gone).await;
+        streamer.terminate().await;
+    };
+    let ours = format!("-{}-", rows(1000).len());
+    left(&["fetched-0000000000000007-7-7", &ours, spooled]).await;
+    age(spooled);
+    left(&["fetched-0000000000000007-7-7", &ours]).await;
+    // What is left is read on, and the law still holds.
+    let streamer = start(&case, "spool", &["--backlog-max", "1000"]);
+    let report = case.audited_until("all is read", |r| r.lanes == 3 && done(r)).await;
+    assert_eq!((report.rows.offered, report.rows.accepted), (3 * ROWS, 3 * ROWS));
+    streamer.terminate().await;
+    assert_eq!((read.asked.lock().unwrap().len(), unread.asked.lock().unwrap().len()), (2, 2));
 }
 
 #[tokio::test]

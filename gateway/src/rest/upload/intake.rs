@@ -5,7 +5,7 @@ use std::{
     fs::{File, Permissions},
     io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use csv_core::ReadRecordResult;
@@ -257,33 +257,8 @@ fn binary(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Removes what gateways that died left half written: nothing comes in for as long as `age`.
-pub(super) fn sweep(folder: &Path, age: std::time::Duration) -> io::Result<Vec<PathBuf>> {
-    let mut swept = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !(name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX)) {
-            continue;
-        }
-        // Another gateway may have finished it meanwhile.
-        let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified()) else {
-            continue;
-        };
-        if modified.elapsed().is_ok_and(|since| since >= age)
-            && std::fs::remove_file(entry.path()).is_ok()
-        {
-            swept.push(entry.path());
-        }
-    }
-    Ok(swept)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const HEADER: &str = "timestamp,hostname,uuid,temperature\n";
@@ -365,17 +340,5 @@ mod tests {
         let long = format!("2025-07-18T20:42:34Z,h,{},50\n{ROW}", "x\"\"y".repeat(20_000));
         let (_folder, taken) = take(&[HEADER.as_bytes(), long.as_bytes()], u64::MAX);
         assert_eq!(taken.unwrap().records, 2);
-    }
-
-    #[test]
-    fn only_what_was_left_half_written_long_ago_is_swept() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in [".upload-x.part", "upload-1.csv", ".upload-y"] {
-            std::fs::write(folder.path().join(name), "").unwrap();
-        }
-        assert!(sweep(folder.path(), Duration::from_secs(3600)).unwrap().is_empty());
-        let swept = sweep(folder.path(), Duration::ZERO).unwrap();
-        assert_eq!((swept.len(), left(folder.path())), (1, 2));
-        assert!(swept[0].ends_with(".upload-x.part"));
     }
 }
