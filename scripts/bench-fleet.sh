@@ -164,6 +164,7 @@ for role in "${ROLES[@]}"; do need_binary "$role"; done
 mkdir -p "$DIR" "$LOG_DIR" "$PID_DIR"
 trap clean_up EXIT
 say "live fleets of 8 GPUs a host, 21 metrics and a job a second each; 2 streamers, 2 collectors, 1 gateway, 1 etcd on $(getconf _NPROCESSORS_ONLN) cores; $LASTING s each"
-for hosts in "${FLEETS[@]}"; do fleet "$hosts"; done | tee "$DIR/$NAME-runs.json"
+: >"$DIR/$NAME-runs.json"
+for hosts in "${FLEETS[@]}"; do keep "$DIR/$NAME-runs.json" fleet "$hosts"; done
 jq -s . "$DIR/$NAME-runs.json" >"$DIR/$NAME.json"
 if [[ $NAME == soak ]]; then plot "$DIR/soak-${FLEETS[0]}.txt" >"$DIR/soak.svg"; fi

@@ -24,6 +24,15 @@ start_etcd() {
     export ETCD_ENDPOINTS=$client
 }
 
+# keep FILE COMMAND...: shows what it prints, and adds it to a file. Not by a pipeline: what is
+# started in one of its shells is not known to the trap that ends it.
+keep() {
+    local file=$1
+    "${@:2}" >"$file.new"
+    tee -a "$file" <"$file.new"
+    rm "$file.new"
+}
+
 # cpu PID: seconds of processor time so far. peak PID: largest resident memory, in MiB.
 cpu() { awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); print ($12 + $13) / hz }' "/proc/$1/stat"; }
 peak() { awk '/^VmHWM/ { printf "%d\n", $2 / 1024 }' "/proc/$1/status"; }

@@ -136,7 +136,7 @@ TZ=UTC awk -F'","' 'NR > 1 {
 say "$ROWS samples, $ROUNDS rounds, one after the other on $(getconf _NPROCESSORS_ONLN) cores"
 : >"$DIR/peers-runs.json"
 for ((round = 1; round <= ROUNDS; round++)); do
-    for peer in nexus victoria_metrics influxdb; do "$peer" | tee -a "$DIR/peers-runs.json"; done
+    for peer in nexus victoria_metrics influxdb; do keep "$DIR/peers-runs.json" "$peer"; done
 done
 jq -s 'def median: sort | .[length / 2 | floor];
     def of($name): map(select(.name == $name));

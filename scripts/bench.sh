@@ -93,7 +93,7 @@ fi
 trap clean_up EXIT
 say "$ROWS rows, $(($(wc -c <"$CSV_FILE") / 1048576)) MiB; $STREAMERS streamers, $COLLECTORS collectors, 1 gateway, 1 etcd on $(getconf _NPROCESSORS_ONLN) cores; $RUNS runs"
 : >"$DIR/runs.json"
-for ((i = 1; i <= RUNS; i++)); do run | tee -a "$DIR/runs.json"; done
+for ((i = 1; i <= RUNS; i++)); do keep "$DIR/runs.json" run; done
 jq -s 'def median: sort | .[length / 2 | floor];
     {runs: ., median: {samples_per_second: (map(.samples_per_second) | median), stored_seconds: (map(.stored_seconds) | median),
      bytes_per_sample: (map(.bytes_per_sample) | median), spread: (map(.samples_per_second) | [min, max])}}' "$DIR/runs.json" >"$DIR/results.json"

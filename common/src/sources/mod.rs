@@ -126,9 +126,15 @@ impl SourceDesk {
     pub async fn apply(&self, id: &SourceId, wanted: &Wanted) -> Result<Applied, SourceError> {
         for _ in 0..TRIES {
             let (position, source) = match self.read(id).await {
-                Err(SourceError::Unknown(_)) => {
-                    return self.create(id, wanted).await.map(|_| Applied::Created);
-                }
+                Err(SourceError::Unknown(_)) => match self.create(id, wanted).await {
+                    // Unless it was withdrawn, somebody else was first, perhaps with the same.
+                    Err(SourceError::Field { field: "id", .. })
+                        if !self.was_withdrawn(id).await? =>
+                    {
+                        continue;
+                    }
+                    created => return created.map(|_| Applied::Created),
+                },
                 read => read?,
             };
             let Some(source) = wanted.in_place_of(id, &source)? else {

@@ -4,7 +4,7 @@ use nexus_common::{
     audit::AuditReport,
     keyspace::{Key, Source, SourceKind, from_json},
     model::SourceId,
-    sources::{SourceDesk, SourceError},
+    sources::{Applied, SourceDesk, SourceError, Wanted},
     testing::TestEtcd,
 };
 
@@ -130,4 +130,30 @@ async fn what_is_sent_to_gateways_is_neither_cut_nor_claimed() {
     assert_eq!(stored(&case, &pushed).await, Some(written.source));
     assert_eq!(claims(&case).await, 0);
     streamer.terminate().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_for_the_same_in_the_same_moment_is_told_that_it_is_there() {
+    let etcd = TestEtcd::start();
+    let case = Case::new(&etcd, "/together").await;
+    let wanted = || {
+        let (path, mapping) = ("/rows.csv".to_owned(), None);
+        let kind = SourceKind::Declared { path, speed_milli: None, looped: false, mapping };
+        Wanted::new(kind).unwrap()
+    };
+    for round in 0..10 {
+        let id: SourceId = format!("fleet-{round}").parse().unwrap();
+        let asking = (0..8).map(|_| {
+            let (desk, id, wanted) = (SourceDesk::new(case.etcd.clone()), id.clone(), wanted());
+            tokio::spawn(async move { desk.apply(&id, &wanted).await.unwrap() })
+        });
+        let mut created = 0;
+        for asked in asking.collect::<Vec<_>>() {
+            match asked.await.unwrap() {
+                Applied::Created => created += 1,
+                applied => assert_eq!(applied, Applied::Unchanged),
+            }
+        }
+        assert!(created >= 1, "of the same millisecond several wrote the same");
+    }
 }
