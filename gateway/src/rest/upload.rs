@@ -303,7 +303,7 @@ async fn register(
     let read_as = mapping.as_ref().map(|m| format!("-{:016x}", xxh3_64(&to_json(m))));
     let again = force.then(|| format!("-{:x}", Timestamp::now().as_millis()));
     let [read_as, again] = [read_as, again].map(Option::unwrap_or_default);
-    let id = format!("upload-{digits}{read_as}{again}").parse::<SourceId>();
+    let id = format!("{}{digits}{read_as}{again}", spent::PREFIX).parse::<SourceId>();
     let id = id.map_err(|_| ApiError::internal())?;
     let path = folder.join(format!("{id}{}", spent::SUFFIX));
     let desk = SourceDesk::new(app.view.etcd().clone());

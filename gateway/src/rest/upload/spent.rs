@@ -15,10 +15,10 @@ use tokio::task::spawn_blocking;
 
 use super::intake::{PART_PREFIX, PART_SUFFIX};
 
-/// What a file is called once it came in; its source's id stands between a prefix that the id
-/// shares and this.
+/// Behind its source's id in a file's name.
 pub(super) const SUFFIX: &str = ".csv";
-const PREFIX: &str = "upload-";
+/// What ids of such sources begin with.
+pub(super) const PREFIX: &str = "upload-";
 
 /// Removes what gateways that died left half written: nothing comes in for as long as `age`.
 pub(super) fn sweep(folder: &Path, age: Duration) -> io::Result<Vec<PathBuf>> {
