@@ -151,33 +151,20 @@ impl Batch {
 pub(super) struct Fill {
     pub(super) batch: Batch,
     epoch: u64,
-    /// How long a column is made from the start: growing it bit by bit copies it over and over.
-    column_len: usize,
-    /// Samples for which columns may still be made so: as many as fit a batch, whoever guessed.
-    ahead: usize,
     hosts: HashMap<HostName, u32>,
     gpus: HashMap<(u32, GpuId), u32>,
     series: HashMap<(u32, u32, MetricName, Labels), u32>,
 }
 
 impl Fill {
-    /// Columns will be about `column_len` samples long.
-    pub(super) fn new(epoch: u64, column_len: usize) -> Self {
+    pub(super) fn new(epoch: u64) -> Self {
         Self {
             batch: Batch::default(),
             epoch,
-            column_len,
-            ahead: MESSAGE_SAMPLES_MAX,
             hosts: HashMap::new(),
             gpus: HashMap::new(),
             series: HashMap::new(),
         }
-    }
-
-    /// How long a column was on average, rounded up.
-    pub(super) fn mean_column_len(&self) -> usize {
-        let columns: usize = self.batch.hosts.iter().map(|host| host.series.len()).sum();
-        (self.batch.samples as usize).div_ceil(columns.max(1))
     }
 
     /// Whether a row with `samples` of `series` still fits.
@@ -240,16 +227,13 @@ impl Fill {
         }
         let metric = &mut series.measured[nth]; // the caller looked it up
         let key = (host, gpu, metric.metric.clone(), series.labels.clone());
-        let (column_len, ahead) = (self.column_len, &mut self.ahead);
         let index = *self.series.entry(key).or_insert_with_key(|(_, _, metric, labels)| {
-            let len = column_len.min(*ahead);
-            *ahead -= len;
             section.series.push(SeriesSamples {
                 gpu: Some(gpu),
                 metric: metric.clone(),
                 labels: labels.clone(),
-                timestamps: Vec::with_capacity(len),
-                values: Vec::with_capacity(len),
+                timestamps: Vec::new(),
+                values: Vec::new(),
             });
             section.series.len() as u32 - 1
         });

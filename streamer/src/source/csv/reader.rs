@@ -125,8 +125,6 @@ pub struct ShardReader {
     held: bool,
     /// The series of the last row taken.
     before: Option<Known>,
-    /// How long the last batch's columns were.
-    column_len: usize,
     #[cfg(test)]
     recognised: u64,
     clock: Clock,
@@ -179,7 +177,6 @@ impl ShardReader {
             begun: (0, 0),
             held: false,
             before: None,
-            column_len: 0,
             #[cfg(test)]
             recognised: 0,
             clock,
@@ -239,7 +236,7 @@ impl ShardReader {
     /// handed on first where the file was truncated; otherwise they are read again by a reader
     /// opened at the last batch's end.
     pub fn read_batch(&mut self, limits: &BatchLimits) -> Result<Batch, ReadError> {
-        let mut fill = Fill::new(self.cache.next_epoch(), self.column_len);
+        let mut fill = Fill::new(self.cache.next_epoch());
         let rows_max = limits.rows_max.max(1);
         let mut rows = 0;
         while rows < rows_max {
@@ -280,7 +277,6 @@ impl ShardReader {
             self.row += 1;
             rows += 1;
         }
-        self.column_len = fill.mean_column_len();
         let mut batch = fill.batch;
         batch.end_offset = self.offset;
         Ok(batch)
