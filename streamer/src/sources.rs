@@ -19,7 +19,7 @@ use tokio::{
 
 /// How long a source that cannot be read here is left to others.
 const SHUN_FOR: Duration = Duration::from_secs(30);
-/// Withdrawn files that are remembered: people withdraw few between two looks at what was kept.
+/// Withdrawn files that are remembered: people withdraw few while a session lasts.
 const WITHDRAWN_MAX: usize = 1000;
 
 /// What is known of sources and shards.
@@ -117,16 +117,11 @@ impl Sources {
         let Ok(mut known) = self.known.lock() else { return };
         match event {
             Event::Snapshot { entries, .. } => {
-                let before = std::mem::take(&mut known.sources);
+                known.sources.clear();
                 known.unfinished.clear();
                 known.finished.clear();
                 known.whole.clear();
                 entries.iter().for_each(|entry| known.put(keyspace, entry));
-                for (id, source) in before {
-                    if !known.sources.contains_key(&id) {
-                        known.note_withdrawn(source.kind);
-                    }
-                }
             }
             Event::Changes { changes, .. } => {
                 for change in changes {
@@ -239,17 +234,15 @@ impl Known {
         (read, others.into_iter().map(|(_, kind)| kind).collect())
     }
 
-    fn note_withdrawn(&mut self, kind: SourceKind) {
-        if matches!(kind, SourceKind::Csv { .. }) && self.withdrawn.len() < WITHDRAWN_MAX {
-            self.withdrawn.push(kind);
-        }
-    }
-
     fn delete(&mut self, keyspace: &Keyspace, key: &[u8]) {
         match keyspace.parse(key) {
             Ok(Key::Source(id)) => {
-                if let Some(source) = self.sources.remove(&id) {
-                    self.note_withdrawn(source.kind);
+                // Only what is told to be withdrawn: that a listing lacks one says less.
+                if let Some(source) = self.sources.remove(&id)
+                    && matches!(source.kind, SourceKind::Csv { .. })
+                    && self.withdrawn.len() < WITHDRAWN_MAX
+                {
+                    self.withdrawn.push(source.kind);
                 }
                 self.whole.remove(&id);
             }
