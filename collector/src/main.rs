@@ -11,9 +11,8 @@ use nexus_collector::{
 };
 use nexus_common::runtime::{conclude, parse_args};
 
-/// What is decoded and planned is many short-lived pieces that go and come on several threads:
-/// glibc's allocator gives them back neither soon nor cheaply. Streamers keep glibc's: they ask
-/// exporters on many threads, each of which would hold on to what it had.
+/// What is read, decoded and planned is many short-lived pieces that go and come on several
+/// threads: glibc's allocator gives them back neither soon nor cheaply.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -4,9 +4,8 @@ use clap::CommandFactory;
 use nexus_common::runtime::parse_args;
 use nexus_gateway::server::{Cli, Command, TokenCommand, new_token, run};
 
-/// What is decoded and planned is many short-lived pieces that go and come on several threads:
-/// glibc's allocator gives them back neither soon nor cheaply. Streamers keep glibc's: they ask
-/// exporters on many threads, each of which would hold on to what it had.
+/// What is read, decoded and planned is many short-lived pieces that go and come on several
+/// threads: glibc's allocator gives them back neither soon nor cheaply.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

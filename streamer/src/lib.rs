@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod ask;
+mod askers;
 mod cut;
 mod follow;
 pub mod generate;

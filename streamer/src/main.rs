@@ -12,6 +12,11 @@ use nexus_streamer::{
     simulate::{SimulateArgs, simulate},
 };
 
+/// What is read, decoded and planned is many short-lived pieces that go and come on several
+/// threads: glibc's allocator gives them back neither soon nor cheaply.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Streams GPU telemetry from sources into the queue in etcd
 #[derive(Debug, Parser)]
 #[command(name = "nexus-streamer", version = version(), args_conflicts_with_subcommands = true)]

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     path::Path,
     pin::Pin,
-    sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    askers::Askers,
     live::Measured,
     shard::{Go, ShardError, Shards},
     source::scrape::{
@@ -41,10 +42,6 @@ use crate::{
 const NAP: Duration = Duration::from_millis(250);
 /// How often files of targets are read again.
 const FILES_EVERY: Duration = Duration::from_secs(5);
-/// Most targets a shard asks at the same time: each has a thread.
-const ASKED_MAX: usize = 32;
-/// Most targets asked at the same time by all shards of a process: threads and answers in memory.
-const ASKED_BY_ALL_MAX: usize = 128;
 /// Answers put into one transaction at most: what they hold waits in memory for the others.
 const ANSWERS_MAX: usize = 64;
 /// How long the first of them waits for the others, at most and in parts of the shortest interval:
@@ -53,42 +50,6 @@ const LINGER_MAX: Duration = Duration::from_millis(500);
 const LINGER_PART: u64 = 10;
 /// Least time between two log lines about one target.
 const TELL_EVERY: Duration = Duration::from_secs(60);
-
-/// Part of both that targets may take which let us wait in vain last time: a rack that is down
-/// must not keep the others from being asked.
-const HUNG_PART: usize = 2;
-
-/// Questions on their way in this process; of those, to targets that hung last time.
-static ASKED: AtomicUsize = AtomicUsize::new(0);
-static ASKED_HUNG: AtomicUsize = AtomicUsize::new(0);
-
-/// One of them, however it ends.
-struct OnItsWay {
-    hung: bool,
-    /// As [`ASKED_HUNG`], of the shard.
-    of_shard: Arc<AtomicUsize>,
-}
-
-impl OnItsWay {
-    fn new(hung: bool, of_shard: &Arc<AtomicUsize>) -> Self {
-        ASKED.fetch_add(1, Relaxed);
-        if hung {
-            ASKED_HUNG.fetch_add(1, Relaxed);
-            of_shard.fetch_add(1, Relaxed);
-        }
-        Self { hung, of_shard: Arc::clone(of_shard) }
-    }
-}
-
-impl Drop for OnItsWay {
-    fn drop(&mut self) {
-        ASKED.fetch_sub(1, Relaxed);
-        if self.hung {
-            ASKED_HUNG.fetch_sub(1, Relaxed);
-            self.of_shard.fetch_sub(1, Relaxed);
-        }
-    }
-}
 
 /// One target, between two questions.
 struct Asked {
@@ -181,7 +142,7 @@ impl Shards {
                 waited = self.wait_for_room(&mut producer) => waited?,
             }
             let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
-            let (missed, next) = now_round.ask(now, &mut replies);
+            let (missed, next) = now_round.ask(now, &self.askers, &mut replies);
             waiting.measured.missed += missed;
             let shortest = now_round.shortest;
             let linger = waiting.left(shortest);
@@ -359,7 +320,7 @@ impl Round {
     }
 
     /// Asks who is due. How many questions nobody asked in time, and when the next is due.
-    fn ask(&mut self, now: u64, replies: &mut JoinSet<Reply>) -> (u64, u64) {
+    fn ask(&mut self, now: u64, askers: &Arc<Askers>, replies: &mut JoinSet<Reply>) -> (u64, u64) {
         let (mut missed, mut next) = (0, u64::MAX);
         for asked in self.asked.values_mut() {
             if asked.due > now {
@@ -367,11 +328,8 @@ impl Round {
                 continue;
             }
             let interval = asked.target.interval_ms.unwrap_or(self.scrape.interval_ms).max(1);
-            let mut room = replies.len() < ASKED_MAX && ASKED.load(Relaxed) < ASKED_BY_ALL_MAX;
-            if asked.hung {
-                room &= self.hung.load(Relaxed) < ASKED_MAX / HUNG_PART
-                    && ASKED_HUNG.load(Relaxed) < ASKED_BY_ALL_MAX / HUNG_PART;
-            }
+            let hung = asked.hung.then_some(&self.hung);
+            let room = askers.has_room(replies.len(), hung);
             // One that has not answered yet is not asked again: its answer takes that long.
             let Some(mut reader) = asked.reader.take_if(|_| room) else { continue };
             let (late, at) = question_at(asked.due, interval, now);
@@ -387,10 +345,8 @@ impl Round {
             let generation = asked.generation;
             let (client, reading) = (self.client.clone(), Arc::clone(&self.reading));
             let (url, host) = (asked.target.url.clone(), asked.host.clone());
-            let on_its_way = OnItsWay::new(asked.hung, &self.hung);
-            replies.spawn_blocking(move || {
+            askers.ask(replies, hung, move || {
                 let (answered, error) = question(&client, &reading, &url, &host, at, &mut reader);
-                drop(on_its_way);
                 Reply { url, at, generation, reader, answered, error }
             });
         }

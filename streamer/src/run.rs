@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use nexus_common::{
     model::{Role, SourceId},
     runtime::{
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Args,
+    askers::Askers,
     cut::cut_declared,
     register::Registration,
     shard::{Shards, Told},
@@ -61,7 +63,8 @@ pub(crate) async fn run_with(
     // Served to the very end: draining can be watched, too.
     let (address, _server) = serve(args.metrics_listen, routes, CancellationToken::new()).await?;
     let discovered = Discovered::new(args.scrape_secrets_dir.clone(), args.kubernetes());
-    let kept = Kept { fetched, discovered: Arc::new(discovered) };
+    let askers = Arc::new(Askers::new().context("prepare to ask targets")?);
+    let kept = Kept { fetched, discovered: Arc::new(discovered), askers };
     let args = Arc::new(args);
     run_process(process, address, |life| {
         let given = (registrations.clone(), wanted.clone());
@@ -85,18 +88,19 @@ async fn registrations(
     }
 }
 
-/// What outlives a session: it took time to get, and who told it may be silent now.
+/// What outlives a session: it took time to get, or who told it may be silent now.
 #[derive(Clone)]
 struct Kept {
     fetched: Arc<Fetched>,
     discovered: Arc<Discovered>,
+    askers: Arc<Askers>,
 }
 
 /// One session's work.
 async fn stream(
     life: Life,
     args: Arc<Args>,
-    Kept { fetched, discovered }: Kept,
+    Kept { fetched, discovered, askers }: Kept,
     (registrations, wanted): (Vec<Registration>, Vec<(SourceId, Wanted)>),
 ) -> anyhow::Result<()> {
     for registration in registrations {
@@ -118,6 +122,7 @@ async fn stream(
         target_files: Arc::default(),
         fetched: Arc::clone(&fetched),
         discovered,
+        askers,
         full: Arc::clone(&full),
         told: Arc::new(Mutex::new(Told::default())),
         args: Arc::clone(&args),

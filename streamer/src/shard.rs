@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     args::Args,
+    askers::Askers,
     prepare::{PrepareError, Prepared, Task},
     source::{
         CsvFile, FileError,
@@ -59,6 +60,8 @@ pub(crate) struct Shards {
     pub(crate) fetched: Arc<Fetched>,
     /// Lists of targets that others keep.
     pub(crate) discovered: Arc<Discovered>,
+    /// Who asks targets.
+    pub(crate) askers: Arc<Askers>,
     /// Whether etcd is too full to take more.
     pub(crate) full: Arc<AtomicBool>,
     pub(crate) told: Arc<Mutex<Told>>,
