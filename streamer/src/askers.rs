@@ -102,3 +102,73 @@ impl Drop for OnItsWay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{PoisonError, RwLock};
+
+    use super::*;
+
+    /// Asks as often as said; whoever is asked answers once `gate` is open, and tells how many
+    /// were asked with it.
+    fn ask(
+        askers: &Arc<Askers>,
+        hung: Option<&Arc<AtomicUsize>>,
+        times: usize,
+        gate: &Arc<RwLock<()>>,
+    ) -> JoinSet<usize> {
+        let now = Arc::new(AtomicUsize::new(0));
+        let mut replies = JoinSet::new();
+        for _ in 0..times {
+            let (now, gate) = (Arc::clone(&now), Arc::clone(gate));
+            askers.ask(&mut replies, hung, move || {
+                let with_it = now.fetch_add(1, Relaxed) + 1;
+                drop(gate.read().unwrap_or_else(PoisonError::into_inner));
+                now.fetch_sub(1, Relaxed);
+                with_it
+            });
+        }
+        replies
+    }
+
+    #[tokio::test]
+    async fn as_many_threads_ask_as_questions_may_be_on_their_way() {
+        let askers = Arc::new(Askers::new().unwrap());
+        let gate = Arc::new(RwLock::new(()));
+        let shut = gate.write().unwrap();
+        let replies = ask(&askers, None, 2 * ASKED_BY_ALL_MAX, &gate);
+        assert!(!askers.has_room(0, None));
+        drop(shut);
+        let together = replies.join_all().await;
+        assert_eq!(together.len(), 2 * ASKED_BY_ALL_MAX);
+        assert!(together.iter().all(|many| *many <= ASKED_BY_ALL_MAX), "{together:?}");
+        assert!(askers.has_room(ASKED_MAX - 1, None));
+        assert!(!askers.has_room(ASKED_MAX, None));
+    }
+
+    #[tokio::test]
+    async fn those_that_hung_leave_room_for_the_others() {
+        let askers = Arc::new(Askers::new().unwrap());
+        let (of_shard, of_other) = (Arc::default(), Arc::default());
+        let gate = Arc::new(RwLock::new(()));
+        let shut = gate.write().unwrap();
+        let replies = ask(&askers, Some(&of_shard), ASKED_MAX / HUNG_PART, &gate);
+        assert!(!askers.has_room(0, Some(&of_shard)));
+        assert!(askers.has_room(0, Some(&of_other)));
+        assert!(askers.has_room(0, None));
+        drop(shut);
+        replies.join_all().await;
+        assert!(askers.has_room(0, Some(&of_shard)));
+    }
+
+    #[tokio::test]
+    async fn a_question_that_panics_is_on_its_way_no_more() {
+        let askers = Arc::new(Askers::new().unwrap());
+        let of_shard = Arc::new(AtomicUsize::new(0));
+        let mut replies = JoinSet::new();
+        askers.ask(&mut replies, Some(&of_shard), || panic!("as a reader could"));
+        assert!(replies.join_next().await.unwrap().unwrap_err().is_panic());
+        let left = [&askers.asked, &askers.hung, &of_shard].map(|count| count.load(Relaxed));
+        assert_eq!(left, [0; 3]);
+    }
+}
