@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     path::Path,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
@@ -18,13 +18,15 @@ use nexus_common::{
         SourceKind,
         live::{Scrape, Target},
     },
-    model::{HostName, Timestamp},
+    model::{ClusterId, HostName, Lane, Timestamp},
     queue::{Enqueued, Producer},
 };
 use tokio::{
+    sync::mpsc,
     task::{JoinSet, spawn_blocking},
     time::sleep,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     askers::Askers,
@@ -42,7 +44,8 @@ use crate::{
 const NAP: Duration = Duration::from_millis(250);
 /// How often files of targets are read again.
 const FILES_EVERY: Duration = Duration::from_secs(5);
-/// Answers put into one transaction at most: what they hold waits in memory for the others.
+/// Answers put into one transaction at most: what they hold waits in memory for the others, and as
+/// many once more for etcd to take those before.
 const ANSWERS_MAX: usize = 64;
 /// How long the first of them waits for the others, at most and in parts of the shortest interval:
 /// a transaction an answer would be etcd's whole work.
@@ -108,76 +111,125 @@ struct Waiting {
 }
 
 impl Shards {
-    /// Asks, until asked to leave.
+    /// Asks, until asked to leave. What was answered is enqueued meanwhile: an etcd that takes its
+    /// time keeps nobody from being asked, as long as there is room for answers.
     pub(crate) async fn scrape(
         &self,
         mut producer: Producer,
-        mut gone: Pin<&mut impl Future<Output = ()>>,
+        gone: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Go, ShardError> {
+        let (lane, begin) = (producer.lane().clone(), producer.progress().offset);
+        let leaving = CancellationToken::new();
+        let (answers, answered) = mpsc::channel(1);
+        let mut enqueuing = pin!(self.enqueue_answers(&mut producer, answered, &leaving));
+        let asked = tokio::select! {
+            // Whoever cannot enqueue asks in vain.
+            go = enqueuing.as_mut() => return go,
+            asked = self.ask_targets(&lane, begin, gone, &leaving, answers) => asked,
+        };
+        leaving.cancel();
+        let go = enqueuing.await?;
+        asked.map(|()| go)
+    }
+
+    /// Enqueues what was answered, until there is no more.
+    async fn enqueue_answers(
+        &self,
+        producer: &mut Producer,
+        mut answered: mpsc::Receiver<(ClusterId, Measured)>,
+        leaving: &CancellationToken,
+    ) -> Result<Go, ShardError> {
+        loop {
+            tokio::select! {
+                () = leaving.cancelled() => {}
+                waited = self.wait_for_room(producer) => waited?,
+            }
+            let Some((cluster, measured)) = answered.recv().await else { return Ok(Go::Ended) };
+            match self.send(producer, cluster, measured).await? {
+                Enqueued::Committed => {}
+                Enqueued::Moved => return Ok(Go::Again),
+                Enqueued::Fenced => return Ok(self.fenced(producer)),
+            }
+        }
+    }
+
+    /// Asks whoever is due, from `begin` on, and hands the answers on.
+    async fn ask_targets(
+        &self,
+        lane: &Lane,
+        begin: u64,
+        mut gone: Pin<&mut impl Future<Output = ()>>,
+        leaving: &CancellationToken,
+        answers: mpsc::Sender<(ClusterId, Measured)>,
+    ) -> Result<(), ShardError> {
         let mut round: Option<Round> = None;
         let mut replies: JoinSet<Reply> = JoinSet::new();
         let mut finding: JoinSet<()> = JoinSet::new();
         let mut waiting = Waiting::default();
         loop {
-            let source = self.sources.get(&producer.lane().source).map(|source| source.kind);
-            let Some(SourceKind::Scrape(scrape)) = source else { return Ok(Go::Ended) };
-            let (shard, begin) = (producer.lane().shard.0, producer.progress().offset);
-            let mut now_round = match round.take() {
+            let source = self.sources.get(&lane.source).map(|source| source.kind);
+            let Some(SourceKind::Scrape(scrape)) = source else { return Ok(()) };
+            let now_round = match round.take() {
                 Some(known) if known.is_current(&scrape, &self.discovered) => known,
                 old => {
                     let (files, discovered) = (&self.target_files, &self.discovered);
                     let lists = (Arc::clone(files), Arc::clone(discovered));
-                    let secrets = self.args.scrape_secrets_dir.clone();
+                    let (secrets, shard) = (self.args.scrape_secrets_dir.clone(), lane.shard.0);
                     let renew = move || Round::renew(old, scrape, &lists, &secrets, shard, begin);
                     spawn_blocking(renew).await??
                 }
             };
+            let now_round = round.insert(now_round);
             // Targets are asked meanwhile, as they are known so far.
             for asking in now_round.questions.iter().filter_map(|q| self.discovered.due(q)) {
                 finding.spawn_blocking(|| asking.ask());
             }
             while finding.try_join_next().is_some() {}
+            let mut nap = NAP;
+            let has_room = waiting.answers < ANSWERS_MAX;
+            if has_room {
+                let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
+                let (missed, next) = now_round.ask(now, &self.askers, &mut replies);
+                waiting.measured.missed += missed;
+                nap = nap.min(Duration::from_millis(next.saturating_sub(now).max(1)));
+            }
+            let linger = waiting.left(now_round.shortest);
+            let is_due = !has_room || linger.is_zero();
+            if !is_due {
+                nap = nap.min(linger);
+            }
             tokio::select! {
-                () = gone.as_mut() => return Ok(Go::Ended),
-                waited = self.wait_for_room(&mut producer) => waited?,
-            }
-            let now = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0);
-            let (missed, next) = now_round.ask(now, &self.askers, &mut replies);
-            waiting.measured.missed += missed;
-            let shortest = now_round.shortest;
-            let linger = waiting.left(shortest);
-            let nap = NAP.min(Duration::from_millis(next.saturating_sub(now).max(1))).min(linger);
-            let (first, leaving) = tokio::select! {
-                () = gone.as_mut() => (None, true),
-                Some(reply) = replies.join_next() => (Some(reply?), false),
-                () = sleep(nap) => (None, false),
-            };
-            let mut reply = first;
-            while let Some(ready) = reply {
-                now_round.settle(ready, &mut waiting.measured);
-                waiting.answers += 1;
-                waiting.since.get_or_insert_with(Instant::now);
-                let more = waiting.answers < ANSWERS_MAX;
-                reply = more.then(|| replies.try_join_next()).flatten().transpose()?;
-            }
-            let full = waiting.answers >= ANSWERS_MAX;
-            let due =
-                waiting.since.is_some() && (leaving || full) || waiting.left(shortest).is_zero();
-            let cluster = now_round.scrape.cluster.as_ref();
-            let cluster = cluster.unwrap_or(&self.life.process.args.cluster_id).clone();
-            round = Some(now_round);
-            if due {
-                let measured = std::mem::take(&mut waiting).measured;
-                match self.send(&mut producer, cluster, measured).await? {
-                    Enqueued::Committed => {}
-                    Enqueued::Moved => return Ok(Go::Again),
-                    Enqueued::Fenced => return Ok(self.fenced(&producer)),
+                () = gone.as_mut() => {
+                    leaving.cancel();
+                    if waiting.since.is_some() {
+                        // Whoever takes them tells what became of them.
+                        let _ = answers.send((self.cluster_of(now_round), waiting.measured)).await;
+                    }
+                    return Ok(());
                 }
-            }
-            if leaving {
-                return Ok(Go::Ended);
+                taken = answers.reserve(), if is_due => {
+                    let Ok(taken) = taken else { return Ok(()) };
+                    let measured = std::mem::take(&mut waiting).measured;
+                    taken.send((self.cluster_of(now_round), measured));
+                }
+                Some(reply) = replies.join_next(), if has_room => {
+                    let mut reply = Some(reply?);
+                    while let Some(ready) = reply {
+                        now_round.settle(ready, &mut waiting.measured);
+                        waiting.answers += 1;
+                        waiting.since.get_or_insert_with(Instant::now);
+                        let more = waiting.answers < ANSWERS_MAX;
+                        reply = more.then(|| replies.try_join_next()).flatten().transpose()?;
+                    }
+                }
+                () = sleep(nap) => {}
             }
         }
+    }
+
+    fn cluster_of(&self, round: &Round) -> ClusterId {
+        let own = &self.life.process.args.cluster_id;
+        round.scrape.cluster.as_ref().unwrap_or(own).clone()
     }
 }
 

@@ -113,6 +113,10 @@ impl Shards {
         let mut gone = std::pin::pin!(gone);
         loop {
             let ended = self.stream(&lane, work.claim.clone(), &work.busy, gone.as_mut()).await;
+            // Whoever saw that it is to leave cannot be asked to again.
+            if work.leave.is_cancelled() || lost.is_cancelled() {
+                return;
+            }
             match ended {
                 Ok(Go::Again) => {}
                 Ok(Go::Ended) | Err(ShardError::Etcd(Error::SessionLost { .. })) => return,

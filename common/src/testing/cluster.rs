@@ -1,7 +1,7 @@
 //! An etcd of three members on loopback, each of which can be killed, stopped and brought back.
 
 use std::{
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -187,9 +187,7 @@ impl TestCluster {
     }
 
     fn signal(&self, index: usize, signal: &str) {
-        let pid = self.members[index].child.as_ref().unwrap().id();
-        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
-        assert!(sent.unwrap().success(), "{signal} to member {index}");
+        super::signal(self.members[index].child.as_ref().unwrap(), signal);
     }
 
     fn spawn(&mut self, index: usize) {

@@ -150,9 +150,7 @@ impl<S: Server> Fleet<S> {
 
     /// Sends a signal (`TERM`, `STOP`, `CONT`).
     pub fn signal(&self, name: &str, signal: &str) {
-        let pid = self.running[name].id();
-        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
-        assert!(sent.unwrap().success(), "{signal} to {name}");
+        super::signal(&self.running[name], signal);
     }
 
     /// Asks it to end and waits: how it ended, and after how long.

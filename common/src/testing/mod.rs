@@ -110,6 +110,16 @@ impl TestEtcd {
         self.child.wait().unwrap();
     }
 
+    /// Stops it where it stands.
+    pub fn stop(&self) {
+        signal(&self.child, "STOP");
+    }
+
+    /// Lets a stopped one go on.
+    pub fn resume(&self) {
+        signal(&self.child, "CONT");
+    }
+
     /// Starts it again on the same data and ports.
     pub fn restart(&mut self) {
         self.child = spawn(self.data.path(), &self.endpoint(), self.peer_port, &self.flags);
@@ -271,6 +281,13 @@ pub fn program(name: &str) -> Command {
         TOLD.call_once(tell);
     }
     Command::new(path)
+}
+
+/// Sends a process a signal (`TERM`, `STOP`, `CONT`).
+pub fn signal(child: &Child, signal: &str) {
+    let pid = child.id();
+    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
+    assert!(sent.unwrap().success(), "{signal} to {pid}");
 }
 
 /// The version of the etcd that tests run on.

@@ -10,7 +10,7 @@ use std::{
 use nexus_common::{
     audit::{AuditReport, audit},
     etcd::{Etcd, EtcdConfig, Security},
-    testing::TestEtcd,
+    testing::{TestEtcd, signal},
 };
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -142,9 +142,7 @@ impl Streamer {
 
     /// Asks it to end; it must, cleanly.
     pub(crate) async fn terminate(self) {
-        let pid = self.child.id();
-        let sent = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status();
-        assert!(sent.unwrap().success());
+        signal(&self.child, "TERM");
         let status = self.wait().await;
         assert!(status.success(), "{status}");
     }

@@ -1,8 +1,12 @@
 //! Exporters that are asked over HTTP, by streamers that come and go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use nexus_common::testing::TestEtcd;
+use tokio::time::sleep;
 
 use crate::{
     exporter::Exporter,
@@ -55,6 +59,39 @@ async fn each_answer_is_enqueued_at_most_once_whoever_is_killed() {
     }
     assert!(seen.keys().any(|key| key.0 == "127.0.0.1" && key.2.starts_with("up[")));
     assert!(seen.keys().any(|key| key.2.starts_with("exporter_build[")));
+}
+
+#[tokio::test]
+async fn an_etcd_that_takes_its_time_keeps_nobody_from_being_asked() {
+    let etcd = TestEtcd::start();
+    let case = Case::new(&etcd, "/slow").await;
+    let exporter = Exporter::start("dgx-1", None);
+    let target = format!("{{url: \"http://{}/metrics\"}}", exporter.address);
+    let scrape = format!("{{interval: 500ms, shards: 1, targets: [{target}]}}");
+    let file = case.write("s.yaml", format!("sources: [{{name: slow, scrape: {scrape}}}]"));
+    let (good, said) = source(&case, &["apply", "-f", file.to_str().unwrap()]);
+    assert!(good, "{said}");
+    let patient = ["--backlog-max", "100000", "--lease-ttl-seconds", "20"];
+    let streamer = case.start(&patient);
+    case.audited_until("it answers", |r| r.samples.queued > 20).await;
+    etcd.stop();
+    let before = exporter.answers();
+    sleep(Duration::from_secs(3)).await;
+    let asked = exporter.answers();
+    etcd.resume();
+    assert!(asked - before >= 3, "{} of 6", asked - before);
+    let queued_by_now = case.audited_until("it goes on", |_| true).await.samples.queued;
+    case.audited_until("it goes on", |r| r.samples.queued > queued_by_now + 50).await;
+    let log = streamer.log();
+    streamer.terminate().await;
+    let told: BTreeSet<u64> = queued(&case)
+        .await
+        .into_iter()
+        .filter(|((_, _, metric, _), _)| metric == "total_energy_mj[]")
+        .map(|(_, value)| value as u64)
+        .collect();
+    let missing: Vec<u64> = (1..=asked).filter(|count| !told.contains(count)).collect();
+    assert!(missing.is_empty(), "answered and not told: {missing:?}\n{log}");
 }
 
 #[tokio::test]
