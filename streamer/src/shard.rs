@@ -1,6 +1,7 @@
 //! One claimed shard: read, enqueue, and hold back when the queue is full.
 
 use std::{
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -104,19 +105,15 @@ impl Shards {
     pub(crate) async fn serve(self: Arc<Self>, work: Work) {
         let ClaimItem::Shard(lane) = work.claim.item().clone() else { return };
         let lost = self.life.session.lost().clone();
-        let gone = async {
+        // Anew for whoever waits for it: one that is over must not be asked again.
+        let gone = || async {
             tokio::select! {
                 () = work.leave.cancelled() => {}
                 () = lost.cancelled() => {}
             }
         };
-        let mut gone = std::pin::pin!(gone);
         loop {
-            let ended = self.stream(&lane, work.claim.clone(), &work.busy, gone.as_mut()).await;
-            // Whoever saw that it is to leave cannot be asked to again.
-            if work.leave.is_cancelled() || lost.is_cancelled() {
-                return;
-            }
+            let ended = self.stream(&lane, work.claim.clone(), &work.busy, pin!(gone())).await;
             match ended {
                 Ok(Go::Again) => {}
                 Ok(Go::Ended) | Err(ShardError::Etcd(Error::SessionLost { .. })) => return,
@@ -137,7 +134,7 @@ impl Shards {
                 Err(error) => {
                     tracing::warn!(%lane, %error, "interrupted, going on from the last commit");
                     tokio::select! {
-                        () = &mut gone => return,
+                        () = gone() => return,
                         () = sleep(PAUSE) => {}
                     }
                 }
@@ -151,7 +148,7 @@ impl Shards {
         lane: &Lane,
         claim: Claim,
         busy: &AtomicBool,
-        mut gone: std::pin::Pin<&mut impl Future<Output = ()>>,
+        mut gone: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Go, ShardError> {
         let Some(source) = self.sources.get(&lane.source) else { return Ok(Go::Ended) };
         if source.kind.is_live() {
@@ -195,7 +192,7 @@ impl Shards {
         claim: Claim,
         source: &Source,
         busy: &AtomicBool,
-        gone: std::pin::Pin<&mut impl Future<Output = ()>>,
+        gone: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Go, ShardError> {
         busy.store(true, Relaxed);
         let producer = Producer::open(&self.life, claim, lane.clone()).await?;
@@ -219,7 +216,7 @@ impl Shards {
         mut producer: Producer,
         file: CsvFile,
         replay: Option<Replay>,
-        mut gone: std::pin::Pin<&mut impl Future<Output = ()>>,
+        mut gone: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Go, ShardError> {
         let looped = replay.as_ref().is_some_and(|r| r.looped);
         let progress = producer.progress();
